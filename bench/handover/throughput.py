@@ -1,0 +1,204 @@
+"""Pulled pages against raw NIXL, in the same run, between two processes of this machine.
+
+python bench/handover/throughput.py [--rounds N]
+
+A pull is everything that a worker pays: lease, read, checksum of every page,
+release and verdict, through gRPC. Raw NIXL is one posted read of the same
+pages by an agent of the same settings, nothing around it. Rounds alternate, and
+each side's best round counts: the machine is shared and noise only adds.
+"""
+
+import argparse
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from baton.v1 import kv_pb2 as pb
+from baton.v1.kv_pb2_grpc import KvPeerServiceStub, add_KvPeerServiceServicer_to_server
+from baton_rpc import Server, channel
+from baton_transfer import (
+    Exporter,
+    KvPeerServicer,
+    LeaseBook,
+    LeaseGrant,
+    MemoryType,
+    PageArena,
+    PageReader,
+    Puller,
+    cache_identity,
+    configure_ucx,
+    new_epoch,
+    read_with,
+)
+from baton_transfer.agent import Agent, XferState
+
+SHAPES = ((1000, 64 << 10), (128, 4_500_000 // 4096 * 4096))
+
+
+class Shelf:
+    """Holds page i under the identity i, with checksums taken once, as when pages are sealed."""
+
+    def __init__(self, arena: PageArena) -> None:
+        self._sums = arena.checksums(range(arena.num_pages))
+        self._book = LeaseBook(1, lambda pages: None)
+
+    def grant(self, reader: str, hashes: NDArray[np.uint8], ttl_ms: int) -> LeaseGrant:
+        pages = hashes[:, :4].copy().view(np.int32).reshape(-1)
+        lease = self._book.grant(pages, time.monotonic(), ttl_ms / 1000)
+        return LeaseGrant(lease, pages, self._sums[pages], ttl_ms)
+
+    def renew(self, leases: Sequence[int], ttl_ms: int) -> list[int]:
+        return self._book.renew(leases, time.monotonic(), ttl_ms / 1000)
+
+    def release(self, leases: Sequence[int]) -> list[bool]:
+        return self._book.release(leases, time.monotonic())
+
+    def handed_over(self, request_id: str, attempt: int) -> None:
+        raise ValueError(f"nothing was prefilled here, {request_id} neither")
+
+    async def watch(self, reader: str) -> AsyncIterator[Sequence[pb.Handover]]:
+        none: tuple[Sequence[pb.Handover], ...] = ()
+        for batch in none:
+            yield batch
+
+
+def identity(page_bytes: int) -> pb.CacheIdentity:
+    group = pb.CacheGroupIdentity(name="full", dtype="uint8", layers=1, page_bytes=page_bytes)
+    return cache_identity("bench", 16, [group])
+
+
+async def hold(pages: int, page_bytes: int) -> None:
+    """The holder's process: serves until its stdin ends."""
+    configure_ucx()
+    arena = PageArena.allocate(page_bytes=page_bytes, num_pages=pages)
+    arena.pages[:] = np.random.default_rng(0).integers(0, 256, page_bytes, np.uint8)
+    arena.pages[:, :4] = np.arange(pages, dtype=np.int32)[:, None].view(np.uint8)
+    me = pb.Peer(name="bench-holder", epoch=new_epoch())
+    exporter = Exporter(me.name, me.epoch, arena)
+    servicer = KvPeerServicer(Shelf(arena), me, identity(page_bytes), exporter.exported)
+    server = Server("127.0.0.1:0", [(servicer, add_KvPeerServiceServicer_to_server)])
+    await server.start()
+    me.address = server.address
+    print(me.address, flush=True)
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    await server.stop()
+    exporter.close()
+
+
+class Raw:
+    """NIXL with nothing around it."""
+
+    def __init__(self, arena: PageArena, memory: pb.ExportedMemory) -> None:
+        self._agent = Agent("bench-raw", progress_thread=False)
+        self._agent.register(arena.address, arena.size, arena.memory_type, arena.device)
+        peer = self._agent.add_peer(memory.agent_metadata)
+        kind = MemoryType.DRAM
+        size, count = arena.page_bytes, arena.num_pages
+        self._local = self._agent.prepare(None, arena.address, size, count, kind, 0)
+        self._remote = self._agent.prepare(peer, memory.base, size, memory.pages, kind, 0)
+
+    def read(self, sources: NDArray[np.int32], targets: NDArray[np.int32]) -> float:
+        started = time.perf_counter()
+        handle, state = self._agent.read(self._local, targets, self._remote, sources)
+        while state is XferState.RUNNING:
+            state = self._agent.state(handle)
+        seconds = time.perf_counter() - started
+        self._agent.release(handle)
+        if state is not XferState.DONE:
+            raise RuntimeError(f"raw read ended {state}")
+        return seconds
+
+    def close(self) -> None:
+        self._agent.destroy()
+
+
+@dataclass
+class Figures:
+    """Best seconds of each."""
+
+    pages: int
+    page_bytes: int
+    raw: float
+    pull: float
+    raw_one: float
+    pull_one: float
+
+    def row(self) -> str:
+        size = self.pages * self.page_bytes / 1e9
+        return (
+            f"{self.pages:5d} x {self.page_bytes / 1024:6.0f} KiB | raw {size / self.raw:5.2f} GB/s"
+            f" | pull {size / self.pull:5.2f} GB/s ({self.raw / self.pull:4.0%})"
+            f" | one page: raw {self.raw_one * 1e6:6.0f} us, pull {self.pull_one * 1e6:6.0f} us"
+        )
+
+
+def _hashes(pages: NDArray[np.int32]) -> NDArray[np.uint8]:
+    rows = np.zeros((len(pages), 16), np.uint8)
+    rows[:, :4] = pages.view(np.uint8).reshape(-1, 4)
+    return rows
+
+
+async def measure(address: str, pages: int, page_bytes: int, rounds: int) -> Figures:
+    arena = PageArena.allocate(page_bytes=page_bytes, num_pages=pages)
+    arena.pages[:] = 1  # touched: page faults are not what is measured
+    me = pb.Peer(name="bench-reader", address="127.0.0.1:1", epoch=new_epoch())
+    source = pb.Peer(name="bench-holder", address=address)
+    async with channel(address) as link:
+        hello = pb.HandshakeRequest(reader=me, cache=identity(page_bytes))
+        memory = (await KvPeerServiceStub(link).Handshake(hello)).memory
+    raw = Raw(arena, memory)
+    reader = PageReader("bench", arena)
+    puller = Puller(me, identity(page_bytes), read_with(reader), forget=reader.forget)
+    random = np.random.default_rng(1)
+    best = {"raw": [9e9], "pull": [9e9], "raw_one": [9e9], "pull_one": [9e9]}
+    try:
+        for _ in range(rounds):
+            sources, targets = (random.permutation(pages).astype(np.int32) for _ in range(2))
+            for name, count in (("", pages), ("_one", 1)):
+                best["raw" + name].append(raw.read(sources[:count], targets[:count]))
+                started = time.perf_counter()
+                pulled = await puller.pull(source, _hashes(sources[:count]), targets[:count])
+                best["pull" + name].append(time.perf_counter() - started)
+                if pulled.failure is not None:
+                    raise RuntimeError(f"pull failed: {pulled}")
+    finally:
+        await puller.close()
+        reader.close()
+        raw.close()
+    return Figures(pages, page_bytes, **{name: min(times) for name, times in best.items()})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--hold", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.hold:
+        asyncio.run(hold(**json.loads(options.hold)))
+        return
+    configure_ucx()
+    for pages, page_bytes in SHAPES:
+        shape = json.dumps({"pages": pages, "page_bytes": page_bytes})
+        holder = subprocess.Popen(
+            [sys.executable, __file__, "--hold", shape],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        with holder:
+            if holder.stdout is None or holder.stdin is None:
+                raise RuntimeError("the holder has no pipes")
+            address = holder.stdout.readline().strip()
+            print(asyncio.run(measure(address, pages, page_bytes, options.rounds)).row())
+            holder.stdin.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""What an operator may say about one engine, and the limits that make it valid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Launcher = Literal["process", "ray"]
+
+
+class EngineConfig(BaseModel):
+    """One worker's execution plane. Lengths are in tokens, times in milliseconds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model_path: Path
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
+
+    page_size: Annotated[int, Field(ge=1, le=1024)] = 16
+    num_pages: Annotated[int, Field(ge=2)] = 4096
+
+    max_running: Annotated[int, Field(ge=1, le=4096)] = 64
+    max_waiting: Annotated[int, Field(ge=1)] = 1024
+    # Tokens of one step: decode rows first, the rest of the budget goes to prompt chunks.
+    max_step_tokens: Annotated[int, Field(ge=1)] = 1024
+    max_chunk_tokens: Annotated[int, Field(ge=1)] = 512
+    # Prompt and output together; None takes the model's own limit.
+    max_context: Annotated[int, Field(ge=2)] | None = None
+
+    tp: Annotated[int, Field(ge=1, le=64)] = 1
+    launcher: Launcher = "process"
+    # Threads torch may use in each rank; None leaves torch's own choice.
+    threads: Annotated[int, Field(ge=1)] | None = None
+
+    # How long a computed prompt waits for the reader that asked for it.
+    hold_ms: Annotated[int, Field(ge=1)] = 30_000
+    # How long a request may await a prefill worker that announces nothing new
+    # before this worker computes the prompt itself.
+    await_ms: Annotated[int, Field(ge=1)] = 60_000
+    lease_ttl_ms: Annotated[int, Field(ge=100, le=600_000)] = 15_000
+    # Pages in one lease: bounds what one burst can pin at a holder.
+    fetch_batch_pages: Annotated[int, Field(ge=1)] = 64
+    # xxh3-64 of every sealed page, sent with leases. None: on for cpu, off for cuda.
+    checksums: bool | None = None
+
+    @model_validator(mode="after")
+    def _limits_agree(self) -> EngineConfig:
+        if self.max_step_tokens < self.max_running:
+            raise ValueError(
+                f"max_step_tokens is {self.max_step_tokens}, less than max_running "
+                f"({self.max_running}): a step could not give every running request its token; "
+                f"raise max_step_tokens or lower max_running"
+            )
+        if self.max_context is not None:
+            pages = -(-self.max_context // self.page_size)
+            if pages > self.num_pages:
+                raise ValueError(
+                    f"max_context {self.max_context} needs {pages} pages of {self.page_size} "
+                    f"tokens, but num_pages is {self.num_pages}; raise num_pages to at least "
+                    f"{pages} or lower max_context"
+                )
+        return self
+
+    @property
+    def keeps_checksums(self) -> bool:
+        """Whether sealed pages carry checksums (the default follows the device)."""
+        return self.device == "cpu" if self.checksums is None else self.checksums

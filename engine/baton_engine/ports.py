@@ -1,0 +1,76 @@
+"""The two parts of a step that live beside the engine: the sampler and the stop matcher.
+
+Only rank 0 has them. Both keep state per scheduler slot; `add` on a slot that is in use
+replaces what was there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from baton_engine.events import FinishReason, TokenLogprob
+from baton_engine.request import SamplingParams, StopParams
+
+
+@dataclass(frozen=True, slots=True)
+class SampleResult:
+    """One entry per row of the logits."""
+
+    tokens: NDArray[np.int32]  # [L]; any value where poisoned
+    # None when no row asked; else [L], None for the rows that did not ask.
+    logprobs: Sequence[TokenLogprob | None] | None
+    poisoned: NDArray[np.bool_]  # [L]: NaN or +inf among the row's logits, or none finite
+
+
+class Sampler(Protocol):
+    """Chooses tokens; a pure function of (seed, position, logits, counts of earlier tokens)."""
+
+    def add(
+        self,
+        slot: int,
+        params: SamplingParams,
+        prompt_tokens: NDArray[np.int32],
+        output_tokens: NDArray[np.int32],
+    ) -> None:
+        """Start a slot. `output_tokens` were generated before (earlier attempts, retraction)."""
+
+    def drop(self, slot: int) -> None:
+        """Forget a slot; unknown slots are ignored."""
+
+    def sample(
+        self, logits: torch.Tensor, slots: NDArray[np.int64], positions: NDArray[np.int64]
+    ) -> SampleResult:
+        """Sample one token per row and count it as output of its slot.
+
+        logits: float32 [L, V], may be overwritten. slots: [L], distinct.
+        positions: [L], the index in prompt + output that the new token gets.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class StopMatch:
+    """Why a row's token ends its request."""
+
+    reason: FinishReason
+    matched: str = ""  # the stop string, when that was the reason
+
+
+class StopMatcher(Protocol):
+    """Knows which tokens end which request."""
+
+    def add(self, slot: int, params: StopParams, output_tokens: NDArray[np.int32]) -> None:
+        """Start a slot. `output_tokens` were generated before (earlier attempts, retraction)."""
+
+    def drop(self, slot: int) -> None:
+        """Forget a slot; unknown slots are ignored."""
+
+    def check(
+        self, slots: NDArray[np.int64], tokens: NDArray[np.int32]
+    ) -> tuple[NDArray[np.uint8], dict[int, StopMatch]]:
+        """Per row 1 where the token ends the request; for those rows (by index) why."""

@@ -1,0 +1,5 @@
+"""A follower as a process of its own."""
+
+from baton_engine.ranks.follower import main
+
+main()

@@ -1,0 +1,164 @@
+"""What rank 0 and a follower say to each other: framed structs and raw int32, nothing to execute.
+
+A frame is (kind: u8, length: u32 little endian, payload). Both ends are the same build on
+machines of the same byte order, so arrays travel as their bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import socket
+import struct
+import threading
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from baton_engine.batch import StepInput
+from baton_transfer import ReadFailure, ReadOutcome
+
+_HEADER = struct.Struct("<BI")
+_STEP = struct.Struct("<5I")  # rows, tokens, deltas, resets, copies
+_PULL = struct.Struct("<QdIII")  # id, seconds (NaN: default), memory bytes, pages, checksums
+_PULLED = struct.Struct("<QIQd?")  # id, arrived, bytes moved, seconds, verified; then texts
+
+
+class Kind(IntEnum):
+    """What a frame is. Numbers are the wire's."""
+
+    HELLO = 1  # rank 0 -> follower: the follower's start parameters, JSON
+    READY = 2  # follower -> rank 0: the model is loaded and warm
+    STEP = 3
+    PULL = 4
+    PULLED = 5
+    STOP = 6
+    FAILED = 7  # follower -> rank 0: why it is about to exit, text
+
+
+class PeerGone(ConnectionError):
+    """The other end of the frame socket is closed."""
+
+
+class FrameSocket:
+    """A stream socket that carries frames. Sending is thread-safe; one thread receives."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._sending = threading.Lock()
+
+    def send(self, kind: Kind, *parts: bytes | memoryview) -> None:
+        """Raises PeerGone when the other end is closed."""
+        payload = b"".join(parts)
+        try:
+            with self._sending:
+                self._sock.sendall(_HEADER.pack(kind, len(payload)) + payload)
+        except OSError as error:
+            raise PeerGone(f"cannot send {kind.name}: {error}") from error
+
+    def receive(self) -> tuple[Kind, bytes]:
+        """The next frame. Raises PeerGone when there will be none, ValueError for a bad one."""
+        kind, length = _HEADER.unpack(self._exactly(_HEADER.size))
+        return Kind(kind), self._exactly(length)
+
+    def close(self) -> None:
+        """End both directions; a blocked receive returns PeerGone."""
+        with contextlib.suppress(OSError):  # the other end was faster
+            self._sock.shutdown(socket.SHUT_RDWR)
+        self._sock.close()
+
+    def _exactly(self, size: int) -> bytes:
+        data = bytearray(size)
+        view, filled = memoryview(data), 0
+        while filled < size:
+            try:
+                count = self._sock.recv_into(view[filled:])
+            except OSError as error:
+                raise PeerGone(f"receive failed: {error}") from error
+            if count == 0:
+                raise PeerGone("the other end closed the connection")
+            filled += count
+        return bytes(data)
+
+
+def pack_step(step: StepInput) -> list[bytes]:
+    """The parts of a STEP frame."""
+    arrays = (step.rows, step.token_ids, step.page_deltas, step.slot_resets, step.copies)
+    return [_STEP.pack(*(len(array) for array in arrays)), *(array.tobytes() for array in arrays)]
+
+
+def unpack_step(payload: bytes) -> StepInput:
+    """ValueError when the payload's size is not what its counts say."""
+    counts = _STEP.unpack_from(payload)
+    widths = (6, 1, 3, 1, 2)
+    ints = np.frombuffer(payload, np.int32, offset=_STEP.size)
+    ends = np.cumsum([count * width for count, width in zip(counts, widths, strict=True)])
+    if len(ints) != ends[-1]:
+        raise ValueError(f"a step frame of {len(ints)} ints announces {ends[-1]}")
+    rows, tokens, deltas, resets, copies = np.split(ints, ends[:-1])
+    return StepInput(
+        rows.reshape(-1, 6), tokens, deltas.reshape(-1, 3), resets, copies.reshape(-1, 2)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PullOrder:
+    """Read pages of a peer's exported memory into this rank's arena."""
+
+    pull_id: int
+    seconds: float | None  # as PageReader.submit
+    memory: bytes  # a serialised baton.v1.ExportedMemory
+    source_pages: NDArray[np.int32]
+    target_pages: NDArray[np.int32]
+    checksums: NDArray[np.uint64] | None
+
+
+def pack_pull(order: PullOrder) -> list[bytes]:
+    """The parts of a PULL frame."""
+    sums = np.empty(0, np.uint64) if order.checksums is None else order.checksums
+    head = _PULL.pack(
+        order.pull_id,
+        math.nan if order.seconds is None else order.seconds,
+        len(order.memory),
+        len(order.source_pages),
+        len(sums),
+    )
+    return [
+        head,
+        order.memory,
+        order.source_pages.astype(np.int32).tobytes(),
+        order.target_pages.astype(np.int32).tobytes(),
+        sums.astype(np.uint64).tobytes(),
+    ]
+
+
+def unpack_pull(payload: bytes) -> PullOrder:
+    """The order in a PULL frame; ValueError when it is cut short."""
+    pull_id, seconds, memory_bytes, pages, sums = _PULL.unpack_from(payload)
+    at = _PULL.size
+    memory = payload[at : at + memory_bytes]
+    at += memory_bytes
+    sources = np.frombuffer(payload, np.int32, pages, at)
+    targets = np.frombuffer(payload, np.int32, pages, at + 4 * pages)
+    checksums = np.frombuffer(payload, np.uint64, sums, at + 8 * pages) if sums else None
+    limit = None if math.isnan(seconds) else seconds
+    return PullOrder(pull_id, limit, memory, sources, targets, checksums)
+
+
+def pack_pulled(pull_id: int, outcome: ReadOutcome) -> list[bytes]:
+    """The parts of a PULLED frame."""
+    failure = outcome.failure.value if outcome.failure is not None else ""
+    head = _PULLED.pack(
+        pull_id, outcome.arrived, outcome.moved_bytes, outcome.seconds, outcome.verified
+    )
+    return [head, f"{failure}\n{outcome.detail}".encode()]
+
+
+def unpack_pulled(payload: bytes) -> tuple[int, ReadOutcome]:
+    """The pull's id and its terminal outcome, from a PULLED frame."""
+    pull_id, arrived, moved_bytes, seconds, verified = _PULLED.unpack_from(payload)
+    failure, detail = payload[_PULLED.size :].decode().split("\n", 1)
+    reason = ReadFailure(failure) if failure else None
+    return pull_id, ReadOutcome(arrived, moved_bytes, seconds, reason, detail, verified)

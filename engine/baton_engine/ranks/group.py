@@ -1,0 +1,190 @@
+"""Rank 0's view of its followers: sends steps, fans out pulls, notices deaths."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from baton_engine.batch import StepInput
+from baton_engine.config import EngineConfig
+from baton_engine.ranks.follower import Hello
+from baton_engine.ranks.frames import (
+    Kind,
+    PeerGone,
+    PullOrder,
+    pack_pull,
+    pack_step,
+    unpack_pulled,
+)
+from baton_engine.ranks.group_init import Rendezvous
+from baton_engine.ranks.launch import FollowerHandle, FollowerLauncher, ProcessFollower
+from baton_engine.runner import ModelRunner
+from baton_engine.step_loop import RanksLost
+from baton_transfer import ReadFailure, ReadOutcome
+
+log = logging.getLogger(__name__)
+
+_STOP_GRACE_S = 5.0
+_DEATH_SEEN_S = 2.0
+
+
+@dataclass(slots=True)
+class _Member:
+    rank: int
+    handle: FollowerHandle
+    ready: Future[None] = field(default_factory=Future)
+    pulls: dict[int, Future[ReadOutcome]] = field(default_factory=dict)
+
+
+class RankGroup:
+    """The followers of one worker. `on_lost` is called once, from a thread of the group's."""
+
+    def __init__(self, launcher: FollowerLauncher, count: int) -> None:
+        """Starts the followers. See ProcessLauncher.start for who may call it."""
+        self._members = [
+            _Member(rank, handle) for rank, handle in enumerate(launcher.start(count), start=1)
+        ]
+        self._lock = threading.Lock()
+        self._pull_ids = itertools.count(1)
+        self._stopping = False
+        self._lost: str | None = None
+        self._lost_known = threading.Event()
+        self._on_lost: Callable[[str], None] | None = None
+
+    def greet(
+        self,
+        config: EngineConfig,
+        rendezvous: Rendezvous,
+        reader_name: Callable[[int], str],
+        on_lost: Callable[[str], None],
+    ) -> None:
+        """Tell every follower who it is, and begin to listen to it."""
+        self._on_lost = on_lost
+        for member in self._members:
+            hello = Hello(config, rendezvous.at(member.rank), reader_name(member.rank))
+            member.handle.frames.send(Kind.HELLO, hello.pack())
+            threading.Thread(
+                target=self._listen, args=(member,), name=f"baton-rank-{member.rank}", daemon=True
+            ).start()
+
+    def wait_ready(self, timeout_s: float) -> None:
+        """Return when every follower has loaded; RanksLost when one ended, TimeoutError."""
+        for member in self._members:
+            member.ready.result(timeout_s)
+
+    def send(self, step: StepInput) -> None:
+        """Give every follower a step. RanksLost when one is gone."""
+        parts = pack_step(step)
+        try:
+            for member in self._members:
+                member.handle.frames.send(Kind.STEP, *parts)
+        except PeerGone as gone:
+            own = f"rank {member.rank} of this worker is gone"
+            raise RanksLost(self.why_lost(_DEATH_SEEN_S) or own) from gone
+
+    def pull(self, order: PullOrder) -> list[Future[ReadOutcome]]:
+        """Every follower reads the same pages. Each future ends terminally, also when a rank dies:
+        its memory is gone with it."""
+        order = replace(order, pull_id=next(self._pull_ids))
+        futures = []
+        for member in self._members:
+            future: Future[ReadOutcome] = Future()
+            with self._lock:
+                member.pulls[order.pull_id] = future
+            futures.append(future)
+            try:
+                member.handle.frames.send(Kind.PULL, *pack_pull(order))
+            except PeerGone as gone:
+                self._end_pull(member, order.pull_id, _gone(member.rank, str(gone)))
+        return futures
+
+    def stop(self) -> None:
+        """End every follower; returns when their processes have exited."""
+        self._stopping = True
+        for member in self._members:
+            try:
+                member.handle.frames.send(Kind.STOP)
+            except PeerGone:
+                log.info("rank %d had ended before", member.rank)
+        for member in self._members:
+            member.handle.end(_STOP_GRACE_S)
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the followers on this machine."""
+        handles = [member.handle for member in self._members]
+        return [handle.pid for handle in handles if isinstance(handle, ProcessFollower)]
+
+    def why_lost(self, wait_s: float) -> str | None:
+        """Why the group cannot go on; waits a little, since a collective breaks before the death
+        that broke it is seen."""
+        self._lost_known.wait(wait_s)
+        return self._lost
+
+    def _listen(self, member: _Member) -> None:
+        note = ""
+        while True:
+            try:
+                kind, payload = member.handle.frames.receive()
+            except (PeerGone, ValueError) as error:
+                note = note or str(error)
+                break
+            if kind is Kind.READY:
+                member.ready.set_result(None)
+            elif kind is Kind.PULLED:
+                self._end_pull(member, *unpack_pulled(payload))
+            elif kind is Kind.FAILED:
+                note = payload.decode(errors="replace")
+        self._member_gone(member, note)
+
+    def _member_gone(self, member: _Member, note: str) -> None:
+        if not self._stopping:
+            reason = f"rank {member.rank} of this worker is gone: {note}"
+            exit_note = member.handle.exit_note()
+            reason = f"{reason} ({exit_note})" if exit_note else reason
+            with self._lock:
+                first = self._lost is None
+                self._lost = self._lost or reason
+            self._lost_known.set()
+            if not member.ready.done():
+                member.ready.set_exception(RanksLost(reason))
+            if first and self._on_lost is not None:
+                self._on_lost(reason)
+        with self._lock:
+            open_pulls = list(member.pulls)
+        for pull_id in open_pulls:
+            self._end_pull(member, pull_id, _gone(member.rank, note))
+
+    def _end_pull(self, member: _Member, pull_id: int, outcome: ReadOutcome) -> None:
+        with self._lock:
+            future = member.pulls.pop(pull_id, None)
+        if future is not None:
+            future.set_result(outcome)
+
+
+def _gone(rank: int, note: str) -> ReadOutcome:
+    return ReadOutcome(0, 0, 0.0, ReadFailure.CLOSED, f"rank {rank} is gone: {note}")
+
+
+class RankedRunner:
+    """A step on all ranks: told to the followers, then run here."""
+
+    def __init__(self, local: ModelRunner, group: RankGroup) -> None:
+        self._local = local
+        self._group = group
+
+    def run(self, step: StepInput) -> torch.Tensor | None:
+        """As ModelRunner.run. Whatever fails here leaves the ranks at different places, so every
+        failure is RanksLost."""
+        self._group.send(step)
+        try:
+            return self._local.run(step)
+        except Exception as error:
+            own = f"a step failed on rank 0: {type(error).__name__}: {error}"
+            raise RanksLost(self._group.why_lost(_DEATH_SEEN_S) or own) from error

@@ -1,0 +1,137 @@
+"""One rank's half of a step: page table, arena and model. The same on every rank."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from baton_engine.arena import KvArena
+from baton_engine.batch import StepInput, forward_batch
+from baton_engine.config import EngineConfig
+from baton_engine.page_table import PageTable
+from baton_modeling import Communicator, Mesh, load_model, tensor_parallel_mesh
+from baton_modeling.description import read_model_description
+
+LoadProgress = Callable[[str, float], None]
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def resolve_max_context(config: EngineConfig) -> int:
+    """The context length served: the operator's limit within what model and pool allow.
+
+    Raises ValueError when the operator asks for more than the model can.
+    """
+    model_limit = read_model_description(config.model_path).max_context
+    if config.max_context is not None:
+        if config.max_context > model_limit:
+            raise ValueError(
+                f"max_context is {config.max_context}, but {config.model_path} can attend to at "
+                f"most {model_limit} tokens; lower max_context"
+            )
+        return config.max_context
+    return min(model_limit, config.num_pages * config.page_size)
+
+
+@dataclass(frozen=True, slots=True)
+class RankPlace:
+    """Which rank this process is, and how it talks to the others."""
+
+    mesh: Mesh
+    comm: Communicator
+
+
+class ModelRunner:
+    """Runs the steps of one rank. Not thread-safe: one thread steps."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        place: RankPlace,
+        progress: LoadProgress | None = None,
+    ) -> None:
+        """Load this rank's part of the checkpoint. ValueError says what cannot be served."""
+        self._device = torch.device(config.device)
+        self._page_size = config.page_size
+        self._model = load_model(
+            Path(config.model_path),
+            mesh=place.mesh,
+            comm=place.comm,
+            dtype=_DTYPES[config.dtype],
+            device=config.device,
+            page_size=config.page_size,
+            progress=progress,
+        )
+        self.arena = KvArena(
+            self._model.cache_layout, config.num_pages, config.page_size, self._device
+        )
+        self._model.bind_cache(self.arena.tensors)
+        pages_per_slot = -(-resolve_max_context(config) // config.page_size)
+        self._table = PageTable(config.max_running, pages_per_slot)
+
+    @property
+    def fingerprint(self) -> str:
+        return self._model.fingerprint
+
+    @property
+    def vocab_size(self) -> int:
+        return self._model.config.vocab_size
+
+    @torch.inference_mode()
+    def run(self, step: StepInput) -> torch.Tensor | None:
+        """Bring page table and arena up to the step, then run its rows.
+
+        float32 logits [L, V] in the rows' order; None for a step without rows.
+        """
+        self._table.apply(step.slot_resets, step.page_deltas)
+        self.arena.copy_pages(step.copies)
+        if not len(step.rows):
+            return None
+        batch = forward_batch(step, self._table, self._page_size, self._device)
+        return self._model.forward(batch)
+
+    def warm_up(self) -> None:
+        """One prompt chunk and one decode row through page 0, before anyone owns it.
+
+        First calls allocate and select kernels; the first request should not pay for that.
+        """
+        tokens = min(2, self._page_size)
+        none = np.empty((0,), np.int32)
+        step = StepInput(
+            rows=np.array([[0, tokens, 0, 1, 0, 0]], np.int32),
+            token_ids=np.zeros(tokens, np.int32),
+            page_deltas=np.array([[0, 0, 0]], np.int32),
+            slot_resets=none,
+            copies=none.reshape(0, 2),
+        )
+        self.run(step)
+        self.run(
+            StepInput(
+                rows=np.array([[0, 1, tokens - 1, 1, 0, 1]], np.int32),
+                token_ids=np.zeros(1, np.int32),
+                page_deltas=none.reshape(0, 3),
+                slot_resets=none,
+                copies=none.reshape(0, 2),
+            )
+        )
+        self._table.apply(np.zeros(1, np.int32), none.reshape(0, 3))
+
+
+def set_threads(threads: int | None) -> None:
+    """Limit the threads torch uses in this process; None leaves its choice."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+
+
+def single_place() -> RankPlace:
+    """The only rank of a worker without tensor parallelism."""
+    from baton_modeling import SingleComm
+
+    mesh = tensor_parallel_mesh(1)
+    return RankPlace(mesh, SingleComm(mesh))

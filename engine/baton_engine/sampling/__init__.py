@@ -1,0 +1,5 @@
+"""Choosing tokens: a batch at a time, each row a pure function of its own request."""
+
+from baton_engine.sampling.sampler import TokenSampler
+
+__all__ = ["TokenSampler"]

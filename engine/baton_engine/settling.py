@@ -1,0 +1,102 @@
+"""Reading what a step did: sealed pages, tokens, requests that ended. All under the lock."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from baton_engine.batch import SAMPLES
+from baton_engine.choosing import POISONED, Outcome
+from baton_engine.core import EngineCore, now_us
+from baton_engine.events import FailReason, FinishReason, Prefilled
+from baton_engine.ledger import LiveRequest
+from baton_engine.ports import StopMatch
+from baton_scheduler import Completion, Step
+from baton_scheduler import FinishReason as SchedulerFinish
+
+
+def cancel_silent_rows(core: EngineCore, step: Step, failure: str) -> None:
+    """A failed step: rows that do not sample have no flag, so they are cancelled."""
+    for handle in step.requests[step.rows[:, SAMPLES] == 0]:
+        live = core.ledger.get(int(handle))
+        if live is not None:
+            core.cancel(live, FailReason.INTERNAL, failure)
+
+
+def note_sealed(core: EngineCore, completion: Completion) -> NDArray[np.int32]:
+    """Tell what can be leased now; return the pages that need a checksum."""
+    pages = completion.sealed_pages.copy()
+    if not len(pages):
+        return pages
+    if core.checksums is not None:
+        core.checksums.forget(pages)
+    full = np.ones(len(pages), np.bool_)
+    owners = completion.sealed_requests
+    last_of_owner = np.flatnonzero(np.append(owners[1:] != owners[:-1], True))
+    for at in last_of_owner:
+        live = core.ledger.get(int(owners[at]))
+        if live is None:
+            continue
+        index = int(completion.sealed_indices[at])
+        core.note_sealed(live, index + 1)
+        if live.hands_over:  # its partial last page is leased by name, never searched for
+            full[at] = (index + 1) * core.page_size <= len(live.request.token_ids)
+    core.outbox.sealed.append(completion.sealed_hashes[full].copy())
+    return pages
+
+
+def note_tokens(
+    core: EngineCore, requests: NDArray[np.uint64], outcome: Outcome, completion: Completion
+) -> None:
+    """Tell the tokens of the sampling rows, in row order, and what they ended."""
+    finished = dict(
+        zip(
+            completion.finished_requests.tolist(),
+            completion.finished_reasons.tolist(),
+            strict=True,
+        )
+    )
+    prefilled = set(completion.prefilled_requests.tolist())
+    tokens = outcome.tokens.tolist()
+    for i, handle in enumerate(requests.tolist()):
+        live = core.ledger.get(handle)
+        if live is None:
+            continue
+        if outcome.flags[i] == POISONED:
+            _poison(core, live, outcome)
+            continue
+        if not live.emitted and live.admitted_us is not None:
+            live.cost.prefill_us = now_us() - live.admitted_us
+        logprob = None
+        if outcome.result is not None and outcome.result.logprobs is not None:
+            logprob = outcome.result.logprobs[i]
+        if live.hands_over:
+            if handle in prefilled:
+                live.prefilled = True
+                core.outbox.events.append(
+                    Prefilled(*live.key, live.sealed_pages, tokens[i], logprob, replace(live.cost))
+                )
+            continue
+        core.emit(live, tokens[i], logprob)
+        if handle in finished:
+            _finish(core, live, finished[handle], outcome.stops.get(i))
+
+
+def _poison(core: EngineCore, live: LiveRequest, outcome: Outcome) -> None:
+    if outcome.result is None:
+        core.fail(live, FailReason.INTERNAL, outcome.failure)
+    else:
+        core.fail(
+            live,
+            FailReason.NUMERIC,
+            f"the logits at position {live.next_position} hold NaN or infinity",
+        )
+
+
+def _finish(core: EngineCore, live: LiveRequest, reason: int, stop: StopMatch | None) -> None:
+    if reason == SchedulerFinish.FLAG and stop is not None:
+        core.finish(live, stop.reason, stop.matched)
+    else:
+        core.finish(live, FinishReason.LENGTH)

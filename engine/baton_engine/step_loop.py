@@ -1,0 +1,214 @@
+"""The engine's thread: plan, run, sample, complete, tell."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from baton_engine.batch import KIND, QUERY, SAMPLES, StepInput, sampling_rows
+from baton_engine.choosing import Outcome, TokenChooser
+from baton_engine.core import EngineCore, Outbox, now_us, stack_hashes
+from baton_engine.events import FailReason, PoolState, StepEvents, StepTimes
+from baton_engine.planning import FetchOrder, note_plan, step_input
+from baton_engine.ports import Sampler, StopMatcher
+from baton_engine.settling import cancel_silent_rows, note_sealed, note_tokens
+from baton_scheduler import Step
+
+log = logging.getLogger(__name__)
+
+# How often an idle engine looks at its clock while leases or holds can expire.
+_EXPIRY_LOOK_S = 0.25
+
+
+class RanksLost(RuntimeError):
+    """The ranks no longer agree on where they are; the engine cannot go on."""
+
+
+class StepRunner(Protocol):
+    """All ranks of the worker as one."""
+
+    def run(self, step: StepInput) -> torch.Tensor | None:
+        """float32 logits [L, V], None for a step without rows. RanksLost: the group is broken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What the thread hands to the event loop after a step."""
+
+    events: StepEvents
+    fetches: tuple[FetchOrder, ...]
+
+
+class StepLoop:
+    """Owns the runner, the sampler and the stop matcher; nobody else calls them."""
+
+    def __init__(
+        self,
+        core: EngineCore,
+        runner: StepRunner,
+        sampler: Sampler,
+        stops: StopMatcher,
+        publish: Callable[[Published], None],
+        max_slots: int,
+    ) -> None:
+        self._core = core
+        self._runner = runner
+        self._chooser = TokenChooser(core, sampler, stops, max_slots)
+        self._publish = publish
+        self._step_number = 0
+        self._thread = threading.Thread(target=self._run, name="baton-engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def join(self) -> None:
+        self._thread.join()
+
+    # -- the loop ---------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while self._turn():
+                pass
+        except RanksLost as lost:
+            self._give_up(str(lost))
+        except Exception as error:  # the last line: nothing may die here without a word
+            reference = uuid.uuid4().hex[:12]
+            log.exception("engine thread failed (reference %s)", reference)
+            self._give_up(f"engine thread failed: {error} (reference {reference})")
+
+    def _turn(self) -> bool:
+        """One plan, and its step if it has rows. False: stop."""
+        core = self._core
+        with core.lock:
+            if core.stopping:
+                return False
+            if core.failure is not None:
+                raise RanksLost(core.failure)
+            core.take_changed()
+            started = now_us()
+            step = core.scheduler.plan(started)
+            fetches = note_plan(core, step)
+            plan_us = now_us() - started
+        self._chooser.drop(step.slot_resets)
+        times = None
+        runs = bool(len(step.rows))
+        if runs:
+            times = self._execute(step, plan_us)
+        else:
+            inputs = step_input(step)
+            if not inputs.is_empty:
+                self._runner.run(inputs)
+        self._tell(fetches, times)
+        if not runs:
+            self._rest()
+        return True
+
+    def _rest(self) -> None:
+        """Sleep until something changes that a plan may act on."""
+        core = self._core
+        with core.lock:
+            if core.take_changed() or core.stopping or core.failure is not None:
+                return
+            stats = core.scheduler.stats()
+            expiring = stats.leases or stats.prefilled
+            core.lock.wait(_EXPIRY_LOOK_S if expiring else None)
+
+    def _execute(self, step: Step, plan_us: int) -> StepTimes:
+        core = self._core
+        rows, requests = step.rows, step.requests.copy()
+        prompt = rows[:, KIND] == 0
+        prompt_tokens = int(rows[prompt, QUERY].sum())
+        decode_rows = int(len(rows) - np.count_nonzero(prompt))
+        outcome = self._run_step(step)
+
+        started = now_us()
+        with core.lock:
+            if outcome.result is None:
+                cancel_silent_rows(core, step, outcome.failure)
+            for row in np.flatnonzero(prompt):
+                live = core.ledger.get(int(requests[row]))
+                if live is not None:
+                    live.cost.computed_tokens += int(rows[row, QUERY])
+            sampling = requests[rows[:, SAMPLES] != 0]
+            completion = core.scheduler.complete(step, outcome.tokens, outcome.flags, started)
+            sealed = note_sealed(core, completion)
+            note_tokens(core, sampling, outcome, completion)
+        if core.checksums is not None:
+            core.checksums.of(sealed)
+        return StepTimes(
+            decode_rows=decode_rows,
+            prompt_tokens=prompt_tokens,
+            plan_us=plan_us,
+            forward_us=outcome.forward_us,
+            sample_us=outcome.sample_us,
+            complete_us=now_us() - started,
+        )
+
+    # -- model and sampler ------------------------------------------------------------------
+
+    def _run_step(self, step: Step) -> Outcome:
+        """Forward and sample. A failure poisons the whole step, never the engine."""
+        inputs = step_input(step)
+        sampling = sampling_rows(inputs.rows)
+        started = now_us()
+        try:
+            logits = self._runner.run(inputs)
+            forwarded = now_us()
+            outcome = self._chooser.choose(logits, step.requests[sampling.rows], sampling)
+        except RanksLost:
+            raise
+        except Exception as error:
+            reference = uuid.uuid4().hex[:12]
+            log.exception("step %d failed (reference %s)", step.sequence, reference)
+            failure = f"the step failed: {type(error).__name__} (reference {reference})"
+            return Outcome.failed(len(sampling.rows), failure)
+        outcome.forward_us = forwarded - started
+        outcome.sample_us = now_us() - forwarded
+        return outcome
+
+    # -- telling ----------------------------------------------------------------------------
+
+    def _tell(
+        self, fetches: list[FetchOrder], times: StepTimes | None, *, anyway: bool = False
+    ) -> None:
+        with self._core.lock:
+            outbox = self._core.take_outbox()
+            pool = self._core.pool()
+        if outbox or fetches or times is not None or anyway:
+            self._publish(self._package(outbox, pool, fetches, times))
+
+    def _package(
+        self,
+        outbox: Outbox,
+        pool: PoolState,
+        fetches: list[FetchOrder],
+        times: StepTimes | None,
+    ) -> Published:
+        self._step_number += 1
+        events = StepEvents(
+            step=self._step_number,
+            events=tuple(outbox.events),
+            pool=pool,
+            times=times,
+            sealed=stack_hashes(outbox.sealed),
+            evicted=stack_hashes(outbox.evicted),
+            pulls=tuple(outbox.pulls),
+        )
+        return Published(events, tuple(fetches))
+
+    def _give_up(self, reason: str) -> None:
+        """The engine cannot go on: fail every attempt, then say so."""
+        log.error("engine stopped: %s", reason)
+        with self._core.lock:
+            self._core.failure = reason
+            for live in self._core.ledger:
+                self._core.fail(live, FailReason.INTERNAL, reason)
+        self._tell([], None, anyway=True)

@@ -1,0 +1,49 @@
+"""The operators: each made from its reference and given its input generator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from baton_kernels import generators
+from baton_kernels.reference import dense, gqa, mla, moe
+from baton_kernels.registry import Operator
+
+linear = Operator(dense.linear)
+rms_norm = Operator(dense.rms_norm)
+add_rms_norm = Operator(dense.add_rms_norm)
+silu_mul = Operator(dense.silu_mul)
+embedding = Operator(dense.embedding)
+rotary_table = Operator(dense.rotary_table)
+rotate = Operator(dense.rotate)
+cache_write = Operator(mla.cache_write)
+gqa_decode = Operator(gqa.gqa_decode)
+gqa_prefill = Operator(gqa.gqa_prefill)
+mla_decode = Operator(mla.mla_decode)
+mla_prefill = Operator(mla.mla_prefill)
+route_sigmoid = Operator(moe.route_sigmoid)
+route_softmax = Operator(moe.route_softmax)
+moe_experts = Operator(moe.moe_experts)
+
+OPERATORS: dict[str, Operator[..., Any]] = {
+    operator.name: operator
+    for operator in (
+        linear,
+        rms_norm,
+        add_rms_norm,
+        silu_mul,
+        embedding,
+        rotary_table,
+        rotate,
+        cache_write,
+        gqa_decode,
+        gqa_prefill,
+        mla_decode,
+        mla_prefill,
+        route_sigmoid,
+        route_softmax,
+        moe_experts,
+    )
+}
+
+for _name, _operator in OPERATORS.items():
+    _operator.generator(generators.GENERATORS[_name])

@@ -1,0 +1,49 @@
+"""The operators' public face, with every implementation of this package registered.
+
+from baton_kernels import Site, ops
+
+norm = ops.rms_norm.bind(Site.on("cpu", torch.float32, hidden=4096))   # chosen once
+y = norm(x, weight, 1e-6)                                             # then called directly
+"""
+
+from baton_kernels import portable as _portable  # registers
+from baton_kernels import triton as _triton  # registers
+from baton_kernels.operators import (
+    OPERATORS,
+    add_rms_norm,
+    cache_write,
+    embedding,
+    gqa_decode,
+    gqa_prefill,
+    linear,
+    mla_decode,
+    mla_prefill,
+    moe_experts,
+    rms_norm,
+    rotary_table,
+    rotate,
+    route_sigmoid,
+    route_softmax,
+    silu_mul,
+)
+
+__all__ = [
+    "OPERATORS",
+    "add_rms_norm",
+    "cache_write",
+    "embedding",
+    "gqa_decode",
+    "gqa_prefill",
+    "linear",
+    "mla_decode",
+    "mla_prefill",
+    "moe_experts",
+    "rms_norm",
+    "rotary_table",
+    "rotate",
+    "route_sigmoid",
+    "route_softmax",
+    "silu_mul",
+]
+
+del _portable, _triton

@@ -1,0 +1,1 @@
+"""Torch references: they define what each operator computes, plainly and in float32."""

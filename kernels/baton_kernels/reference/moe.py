@@ -1,0 +1,75 @@
+"""References of mixture-of-experts routing and expert computation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from baton_kernels.reference.dense import silu_mul
+
+
+def route_sigmoid(
+    logits: Tensor,
+    bias: Tensor,
+    top_k: int,
+    groups: int,
+    top_groups: int,
+    normalise: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """Group-limited sigmoid routing without auxiliary loss (DeepSeek-V3, section 2.1.2).
+
+    logits float32 [T, experts], bias float32 [experts] -> weights float32 [T, top_k] and expert
+    ids int64 [T, top_k]. The bias decides who is chosen, never with what weight. A group's score
+    is the sum of its two best experts; only experts of the top_groups best groups are eligible.
+    """
+    scores = logits.sigmoid()
+    eligible = scores + bias
+    if groups > 1:
+        grouped = eligible.view(-1, groups, eligible.shape[1] // groups)
+        best = grouped.topk(2, dim=-1).values.sum(-1).topk(top_groups, dim=-1).indices
+        kept = torch.zeros(grouped.shape[:2], dtype=torch.bool, device=logits.device)
+        kept.scatter_(1, best, True)
+        eligible = grouped.masked_fill(~kept[..., None], float("-inf")).flatten(1)
+    experts = eligible.topk(top_k, dim=-1).indices
+    weights = scores.gather(1, experts)
+    if normalise:
+        weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+    return weights * scale, experts
+
+
+def route_softmax(
+    logits: Tensor, top_k: int, normalise: bool, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Softmax routing: the top_k most probable experts, optionally renormalised to sum to one.
+
+    logits float32 [T, experts] -> weights float32 [T, top_k], expert ids int64 [T, top_k].
+    """
+    weights, experts = logits.softmax(-1).topk(top_k, dim=-1)
+    if normalise:
+        weights = weights / weights.sum(-1, keepdim=True)
+    return weights * scale, experts
+
+
+def moe_experts(
+    x: Tensor,
+    weights: Tensor,
+    experts: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    first_expert: int,
+) -> Tensor:
+    """SwiGLU experts on the tokens routed to them, weighted and summed per token.
+
+    x [T, hidden]; weights float32 [T, K]; experts int64 [T, K]; gate_up [E, 2 I, hidden]; down
+    [E, hidden, I] -> [T, hidden]. These are experts first_expert .. first_expert + E of the
+    model: choices outside add nothing, so that the sum over the shards is the whole layer.
+    """
+    out = torch.zeros_like(x)
+    for expert in range(len(gate_up)):
+        tokens, choice = (experts == first_expert + expert).nonzero(as_tuple=True)
+        if len(tokens):
+            inner = silu_mul(x[tokens] @ gate_up[expert].t())
+            outer = (inner @ down[expert].t()) * weights[tokens, choice, None]
+            out.index_add_(0, tokens, outer.to(x.dtype))
+    return out

@@ -1,0 +1,35 @@
+"""What one forward step is given. Every field says who fills it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ForwardBatch:
+    """One step over B rows with T tokens in all; tensors live on the model's device.
+
+    Rows are requests. The first ``decode_rows`` rows have exactly one token each; prefill chunks
+    follow. A row may have no tokens at all (it is then skipped).
+
+    token_ids      int64 [T]    scheduler (decode rows: the token sampled last)
+    positions      int64 [T]    engine, from context: position of each token in its request
+    write_slots    int64 [T]    engine, from its page table: page * page_size + offset
+    query_starts   int32 [B+1]  scheduler: row r owns tokens query_starts[r]:query_starts[r+1]
+    context_tokens int32 [B]    scheduler: tokens of the row in the cache *after* this step
+    page_tables    int32 [B, P] engine: pages of each row in order; entries past the last page
+                                that holds a token are never read and may hold anything
+    decode_rows    int          scheduler
+    logit_rows     int64 [L]    engine: the tokens (indices into T) whose logits are wanted
+    """
+
+    token_ids: Tensor
+    positions: Tensor
+    write_slots: Tensor
+    query_starts: Tensor
+    context_tokens: Tensor
+    page_tables: Tensor
+    decode_rows: int
+    logit_rows: Tensor

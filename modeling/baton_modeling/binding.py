@@ -1,0 +1,123 @@
+"""What a module is bound to: device, dtype, mesh, kernels, cache; and the step it then runs in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+from baton_kernels import Operator, PagedRows, Site, Verdict
+from baton_modeling.batch import ForwardBatch
+from baton_modeling.mesh import Mesh
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class CacheView:
+    """One layer's view of a cache arena, filled in when the engine binds its memory."""
+
+    def __init__(self, group: str, layer: int) -> None:
+        self.group = group
+        self.layer = layer
+        self._tensor: Tensor | None = None
+
+    def attach(self, arena: Tensor) -> None:
+        """Take the layer's part of ``arena`` [pages, layers, page_size, width]."""
+        self._tensor = arena[:, self.layer]
+
+    @property
+    def tensor(self) -> Tensor:
+        """[pages, page_size, width]."""
+        if self._tensor is None:
+            raise RuntimeError("the model has no cache yet; call bind_cache() before forward()")
+        return self._tensor
+
+
+@dataclass
+class Binding:
+    """Everything ``Module.bind`` may need on this rank."""
+
+    device: torch.device
+    dtype: torch.dtype
+    mesh: Mesh
+    page_size: int
+    overrides: Mapping[str, str] = field(default_factory=dict)
+    caches: list[CacheView] = field(default_factory=list)
+    choices: dict[tuple[str, str], Verdict] = field(default_factory=dict)
+
+    def operator(
+        self, operator: Operator[P, R], dtype: torch.dtype | None = None, **shape: int
+    ) -> Callable[P, R]:
+        """The implementation of ``operator`` for this device, and a note of the choice."""
+        site = Site.on(self.device, dtype or self.dtype, **shape)
+        chosen = next(v for v in operator.explain(site, self.overrides) if v.chosen)
+        self.choices[operator.name, chosen.implementation] = chosen
+        return operator.bind(site, self.overrides)
+
+    def cache(self, group: str, layer: int) -> CacheView:
+        """The view of one layer of a cache group."""
+        view = CacheView(group, layer)
+        self.caches.append(view)
+        return view
+
+    def local(self, size: int, axis: str) -> int:
+        """``size`` items cut over ``axis``: how many are this rank's."""
+        return size // self.mesh.axis(axis).size
+
+
+class Step:
+    """One forward step as bound modules see it: the batch, and what layers share."""
+
+    def __init__(self, batch: ForwardBatch, page_size: int) -> None:
+        self.batch = batch
+        self.page_size = page_size
+        self.decode_rows = batch.decode_rows
+
+    @cached_property
+    def decode(self) -> PagedRows:
+        """The rows with one query token each."""
+        n, batch = self.decode_rows, self.batch
+        return PagedRows(
+            batch.query_starts[: n + 1],
+            batch.context_tokens[:n],
+            batch.page_tables[:n],
+            self.page_size,
+        )
+
+    @cached_property
+    def prefill(self) -> PagedRows:
+        """The prompt chunks; their query_starts count from the first token after decode's."""
+        n, batch = self.decode_rows, self.batch
+        return PagedRows(
+            batch.query_starts[n:] - n,
+            batch.context_tokens[n:],
+            batch.page_tables[n:],
+            self.page_size,
+        )
+
+    @cached_property
+    def write_pages(self) -> Tensor:
+        """The page of each token's cache entry, int64 [T]."""
+        return self.batch.write_slots // self.page_size
+
+    @cached_property
+    def write_offsets(self) -> Tensor:
+        """The slot of each token's cache entry in its page, int64 [T]."""
+        return self.batch.write_slots % self.page_size
+
+    @cached_property
+    def has_prefill(self) -> bool:
+        return self.batch.token_ids.shape[0] > self.decode_rows
+
+    @cached_property
+    def selects_all(self) -> bool:
+        """Whether logit_rows is 0..T-1, as in a step that only decodes."""
+        rows, tokens = self.batch.logit_rows, self.batch.token_ids.shape[0]
+        return rows.shape[0] == tokens and bool(
+            torch.equal(rows, torch.arange(tokens, device=rows.device))
+        )

@@ -1,0 +1,177 @@
+"""Emission: bind every operation and give it registers. The result runs without any lookup."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from baton_modeling.binding import Binding, Step
+from baton_modeling.communicators import Communicator
+from baton_modeling.compiler.operations import Kind, Lowered, Operation
+from baton_modeling.graph import Module
+from baton_modeling.layers.norm import RMSNorm
+from baton_modeling.mesh import Axis
+
+LoadWeights = Callable[[Module], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """A bound operation: ``registers[outputs] = run(step, *registers[inputs])``."""
+
+    run: Callable[..., Any]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    label: str
+
+
+class Program:
+    """Instructions over a few registers; a register is reused once its tensor was last read."""
+
+    def __init__(self, instructions: list[Instruction], registers: int, output: int) -> None:
+        self.instructions = instructions
+        self.registers = registers
+        self.output = output
+        self._line = [(i.run, i.inputs, i.outputs) for i in instructions]
+
+    def run(self, step: Step) -> Tensor:
+        """Execute the program and return its output."""
+        registers: list[Any] = [None] * self.registers
+        for run, inputs, outputs in self._line:
+            result = run(step, *[registers[i] for i in inputs])
+            if len(outputs) == 1:
+                registers[outputs[0]] = result
+            else:
+                for register, tensor in zip(outputs, result, strict=True):
+                    registers[register] = tensor
+        output: Tensor = registers[self.output]
+        return output
+
+
+def emit(
+    lowered: Lowered,
+    binding: Binding,
+    comm: Communicator,
+    load: LoadWeights,
+    check: Callable[[Operation, Callable[..., Any]], Callable[..., Any]] | None = None,
+) -> Program:
+    """Bind ``lowered`` for this rank. ``check`` may wrap what runs (the debug mode does)."""
+    allocation = _Registers(lowered)
+    selections = {op.outputs[0] for op in lowered.operations if op.kind is Kind.SELECT}
+    instructions = []
+    for index, operation in enumerate(lowered.operations):
+        # A communicator may write into what it is given. That is fine for a tensor nobody reads
+        # again; a selection may be the very tensor it selected from.
+        read_again = operation.inputs and allocation.last[operation.inputs[0]] > index
+        owned = not read_again and not selections.intersection(operation.inputs[:1])
+        run = _bind(operation, binding, comm if owned else _Copying(comm), load)
+        if check is not None:
+            run = check(operation, run)
+        inputs, outputs = allocation.step(index, operation)
+        instructions.append(Instruction(run, inputs, outputs, operation.label))
+    return Program(instructions, allocation.count, allocation.at[lowered.outputs[0]])
+
+
+class _Copying:
+    """A communicator that leaves its inputs alone."""
+
+    def __init__(self, comm: Communicator) -> None:
+        self.comm = comm
+        self.mesh = comm.mesh
+
+    def all_reduce(self, x: Tensor, axis: Axis) -> Tensor:
+        return self.comm.all_reduce(x.clone(), axis)
+
+    def all_gather(self, x: Tensor, axis: Axis, dim: int) -> Tensor:
+        return self.comm.all_gather(x, axis, dim)
+
+    def reduce_scatter(self, x: Tensor, axis: Axis, dim: int) -> Tensor:
+        return self.comm.reduce_scatter(x.clone(), axis, dim)
+
+
+class _Registers:
+    """Linear-scan allocation: the last reader of a slot frees its register."""
+
+    def __init__(self, lowered: Lowered) -> None:
+        self.last: dict[int, int] = {}
+        for index, operation in enumerate(lowered.operations):
+            for slot in (*operation.inputs, *operation.outputs):
+                self.last[slot] = index
+        for slot in lowered.outputs:
+            self.last[slot] = len(lowered.operations)
+        self.at: dict[int, int] = {}
+        self.free: list[int] = []
+        self.count = 0
+
+    def step(self, index: int, operation: Operation) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        inputs = tuple(self.at[slot] for slot in operation.inputs)
+        for slot in set(operation.inputs):
+            if self.last[slot] == index:
+                self.free.append(self.at[slot])
+        outputs = tuple(self._take(slot) for slot in operation.outputs)
+        for slot in operation.outputs:  # an output that nobody reads
+            if self.last[slot] == index:
+                self.free.append(self.at[slot])
+        return inputs, outputs
+
+    def _take(self, slot: int) -> int:
+        if not self.free:
+            self.free.append(self.count)
+            self.count += 1
+        self.at[slot] = self.free.pop()
+        return self.at[slot]
+
+
+def _bind(
+    operation: Operation, binding: Binding, comm: Communicator, load: LoadWeights
+) -> Callable[..., Any]:
+    if operation.module is not None:
+        return operation.module.bind(binding, load(operation.module))
+    if operation.kind is Kind.ADD_NORM:
+        return _bind_add_norm(operation, binding, comm, load)
+    if operation.kind is Kind.SELECT:
+        return _select
+    axis, dim = operation.axis, operation.dim
+    if axis is None:
+        raise ValueError(f"{operation.label} has no mesh axis")
+    if operation.kind is Kind.ALL_REDUCE:
+        return lambda step, x: comm.all_reduce(x, axis)
+    if operation.kind is Kind.REDUCE_SCATTER:
+        return lambda step, x: comm.reduce_scatter(x, axis, dim)
+    if operation.kind is Kind.ALL_GATHER:
+        return lambda step, x: comm.all_gather(x, axis, dim)
+    return _bind_slice(axis, dim, binding)
+
+
+def _bind_add_norm(
+    operation: Operation, binding: Binding, comm: Communicator, load: LoadWeights
+) -> Callable[..., Any]:
+    norm = operation.norm
+    if not isinstance(norm, RMSNorm):
+        raise TypeError(f"{operation.label} cannot be fused with an addition")
+    fused, axis = norm.bind_with_add(binding, load(norm)), operation.axis
+    if axis is None:
+        return fused
+    return lambda step, x, residual: fused(step, comm.all_reduce(x, axis), residual)
+
+
+def _select(step: Step, x: Tensor) -> Tensor:
+    return x if step.selects_all else x.index_select(0, step.batch.logit_rows)
+
+
+def _bind_slice(axis: Axis, dim: int, binding: Binding) -> Callable[..., Any]:
+    coordinate = axis.coordinate(binding.mesh.rank)
+
+    def cut(step: Step, x: Tensor) -> Tensor:
+        if x.shape[dim] % axis.size:
+            raise ValueError(
+                f"dimension {dim} of {tuple(x.shape)} cannot be cut over the {axis.size} ranks "
+                f"of mesh axis {axis.name}"
+            )
+        return torch.chunk(x, axis.size, dim)[coordinate]
+
+    return cut

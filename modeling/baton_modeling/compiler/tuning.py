@@ -1,0 +1,70 @@
+"""Measuring collectives on the machine at hand, and keeping the figures in a file."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from baton_modeling.communicators import Communicator
+from baton_modeling.compiler.costs import COLLECTIVES, CollectiveCost, CostTable, wire_bytes
+from baton_modeling.mesh import Axis
+
+_SMALL, _LARGE = 256, 1 << 20  # elements; float32
+
+
+def measure(comm: Communicator, axis: Axis, repeats: int = 20) -> CostTable:
+    """Costs of the collectives over ``axis``; every rank of the axis must call it.
+
+    The latency is the median time of a kilobyte, the rate what four megabytes take beyond it.
+    The ranks agree on the slowest figures, so that all compile the same program.
+    """
+    runs: dict[str, Callable[[Tensor], Tensor]] = {
+        "all_reduce": lambda x: comm.all_reduce(x, axis),
+        "reduce_scatter": lambda x: comm.reduce_scatter(x, axis, 0),
+        "all_gather": lambda x: comm.all_gather(x[: len(x) // axis.size], axis, 0),
+    }
+    costs = {}
+    for name in COLLECTIVES:
+        small, large = (_time(runs[name], size * axis.size, repeats) for size in (_SMALL, _LARGE))
+        both = comm.all_gather(torch.tensor([[small, large]], dtype=torch.float64), axis, 0)
+        latency, longest = both.amax(0).tolist()
+        wire = wire_bytes(name, (_LARGE - _SMALL) * axis.size * 4, axis.size)
+        rate = wire / max(longest - latency, 1e-9) / 1e9
+        costs[name] = CollectiveCost(latency * 1e6, rate)
+    return CostTable(costs)
+
+
+def _time(run: Callable[[Tensor], Tensor], elements: int, repeats: int) -> float:
+    """Median seconds of one call, the first few not counted."""
+    taken = []
+    for _ in range(repeats + 3):
+        x = torch.ones(elements)
+        start = time.perf_counter()
+        run(x)
+        taken.append(time.perf_counter() - start)
+    return median(taken[3:])
+
+
+def save_costs(table: CostTable, path: Path) -> None:
+    """Write the table as JSON."""
+    fields = {
+        name: {"latency_us": cost.latency_us, "gigabytes_per_s": cost.gigabytes_per_s}
+        for name, cost in table.costs.items()
+    }
+    path.write_text(json.dumps({"tokens": table.tokens, "costs": fields}, indent=1) + "\n")
+
+
+def load_costs(path: Path) -> CostTable:
+    """Read a table written by save_costs; ValueError says what is wrong with it."""
+    try:
+        fields = json.loads(path.read_text())
+        costs = {name: CollectiveCost(**cost) for name, cost in fields["costs"].items()}
+        return CostTable(costs, int(fields["tokens"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a table of collective costs: {error}") from error

@@ -1,0 +1,175 @@
+"""DeepSeek-V3 (DeepSeek-AI, 2024): latent attention and group-routed experts.
+
+Also Kimi K2, whose text model has this form with one expert group.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from baton_modeling.cache import CacheGroup, CacheLayout
+from baton_modeling.families.family import ConfigReader, FamilyModel
+from baton_modeling.graph import Graph, Value
+from baton_modeling.layers.embedding import Embedding, OutputHead
+from baton_modeling.layers.linear import ColumnLinear, JoinedLinear, RowLinear, SwiGLU
+from baton_modeling.layers.mla import LatentAttention, LatentShape
+from baton_modeling.layers.moe import Experts, SigmoidRouter, SigmoidRouting
+from baton_modeling.layers.norm import Add, RMSNorm
+from baton_modeling.layers.rotary import Rope, RotaryTable, parse_rope, yarn_mscale
+
+MODEL_TYPES = ("deepseek_v3", "kimi_k2")
+
+# The norms inside attention keep this epsilon whatever the config says.
+_LATENT_NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class DeepseekV3:
+    """A checked config. q_lora_rank 0: queries are projected directly."""
+
+    vocab: int
+    hidden: int
+    layers: int
+    dense_layers: int
+    dense_inner: int
+    expert_inner: int
+    shared_experts: int
+    routing: SigmoidRouting
+    attention: LatentShape
+    q_lora_rank: int
+    attention_bias: bool
+    rope: Rope
+    interleaved: bool
+    eps: float
+    tied: bool
+    block: tuple[int, int] | None
+
+    @property
+    def softmax_scale(self) -> float:
+        """1/sqrt(query size), sharpened by YaRN's temperature when positions are stretched."""
+        scale = 1 / math.sqrt(self.attention.query)
+        if self.rope.kind == "yarn" and self.rope.mscale_all_dim:
+            scale *= yarn_mscale(self.rope.factor, self.rope.mscale_all_dim) ** 2
+        return scale
+
+
+def parse(config: Mapping[str, Any]) -> DeepseekV3:
+    """Check ``config``; CheckpointError names the field whose value is not supported."""
+    read = ConfigReader("deepseek_v3", config)
+    read.require("hidden_act", "silu")
+    read.require("scoring_func", "sigmoid")
+    read.require("topk_method", "noaux_tc")
+    read.require("moe_layer_freq", 1)
+    heads = read.whole("num_attention_heads")
+    read.require("num_key_value_heads", heads)
+    routing = SigmoidRouting(
+        read.whole("n_routed_experts"),
+        read.whole("num_experts_per_tok"),
+        read.whole("n_group", 1),
+        read.whole("topk_group", 1),
+        read.flag("norm_topk_prob", True),
+        read.number("routed_scaling_factor", 1.0),
+    )
+    rope = parse_rope(config)
+    if rope.partial != 1.0:
+        raise read.refusal("rope_parameters", "partial rotation is not supported")
+    if routing.n_group > 1 and routing.experts < 2 * routing.n_group:
+        raise read.refusal("n_group", "a group needs at least two experts to be scored")
+    return DeepseekV3(
+        vocab=read.whole("vocab_size"),
+        hidden=read.whole("hidden_size"),
+        layers=read.whole("num_hidden_layers"),
+        dense_layers=read.whole("first_k_dense_replace", 0),
+        dense_inner=read.whole("intermediate_size"),
+        expert_inner=read.whole("moe_intermediate_size"),
+        shared_experts=read.whole("n_shared_experts", 0),
+        routing=routing,
+        attention=LatentShape(
+            heads,
+            read.whole("qk_nope_head_dim"),
+            read.whole("qk_rope_head_dim"),
+            read.whole("v_head_dim"),
+            read.whole("kv_lora_rank"),
+        ),
+        q_lora_rank=read.whole("q_lora_rank", 0),
+        attention_bias=read.flag("attention_bias", False),
+        rope=rope,
+        interleaved=read.flag("rope_interleave", True),
+        eps=read.number("rms_norm_eps", 1e-6),
+        tied=read.flag("tie_word_embeddings", False),
+        block=read.quantisation(),
+    )
+
+
+def build(config: Mapping[str, Any], dtype: torch.dtype) -> FamilyModel:
+    """The model of ``config`` as a graph; ``dtype`` is that of its cache."""
+    c = parse(config)
+    g = Graph()
+    (cos, sin) = g.apply(RotaryTable("model.rotary", c.rope, c.attention.rope))
+    x = g(Embedding("model.embed_tokens", c.vocab, c.hidden))
+    for layer in range(c.layers):
+        name = f"model.layers.{layer}"
+        h = g(RMSNorm(f"{name}.input_layernorm", c.hidden, c.eps), x)
+        h = attention(g, c, f"{name}.self_attn", layer, h, cos, sin)
+        x = g(Add(f"{name}.attention_residual", c.hidden), x, h)
+        h = g(RMSNorm(f"{name}.post_attention_layernorm", c.hidden, c.eps), x)
+        if layer < c.dense_layers:
+            h = g(SwiGLU(f"{name}.mlp", c.hidden, c.dense_inner, "dense_tp"), h)
+        else:
+            h = mixture(g, c, f"{name}.mlp", h)
+        x = g(Add(f"{name}.mlp_residual", c.hidden), x, h)
+    x = g(RMSNorm("model.norm", c.hidden, c.eps), x)
+    tied_to = "model.embed_tokens" if c.tied else None
+    g.output(g(OutputHead("lm_head", c.hidden, c.vocab, tied_to), x))
+    entry = CacheGroup("full", c.layers, c.attention.entry, dtype)
+    return FamilyModel(g, lambda mesh: CacheLayout((entry,)), skipped(c), c.block)
+
+
+def attention(
+    g: Graph, c: DeepseekV3, name: str, layer: int, x: Value, cos: Value, sin: Value
+) -> Value:
+    """Queries and the shared latent come from low-rank projections; only the latent is cached."""
+    a, bias = c.attention, c.attention_bias
+    kv_a, latent_sizes = (f"{name}.kv_a_proj_with_mqa", a.entry), (a.rank, a.rope)
+    if c.q_lora_rank:
+        q_a = (f"{name}.q_a_proj", c.q_lora_rank)
+        down = JoinedLinear(
+            f"{name}.qkv_a", c.hidden, [q_a, kv_a], (c.q_lora_rank, *latent_sizes), bias=bias
+        )
+        q, latent, key = g.apply(down, x)
+        q = g(RMSNorm(f"{name}.q_a_layernorm", c.q_lora_rank, _LATENT_NORM_EPS), q)
+        q = g(ColumnLinear(f"{name}.q_b_proj", c.q_lora_rank, a.heads * a.query, "attn_tp"), q)
+    else:
+        q = g(ColumnLinear(f"{name}.q_proj", c.hidden, a.heads * a.query, "attn_tp"), x)
+        down = JoinedLinear(f"{name}.kv_a", c.hidden, [kv_a], latent_sizes, bias=bias)
+        latent, key = g.apply(down, x)
+    latent = g(RMSNorm(f"{name}.kv_a_layernorm", a.rank, _LATENT_NORM_EPS), latent)
+    attend = LatentAttention(name, a, scale=c.softmax_scale, interleaved=c.interleaved, layer=layer)
+    out = g(attend, q, latent, key, cos, sin)
+    return g(RowLinear(f"{name}.o_proj", a.heads * a.value, c.hidden, "attn_tp", bias=bias), out)
+
+
+def mixture(g: Graph, c: DeepseekV3, name: str, x: Value) -> Value:
+    """Routed experts beside the shared one; both give partial sums, reduced together."""
+    weights, chosen = g.apply(SigmoidRouter(f"{name}.gate", c.hidden, c.routing), x)
+    experts = Experts(f"{name}.experts", c.hidden, c.expert_inner, c.routing.experts)
+    routed = g(experts, x, weights, chosen)
+    if not c.shared_experts:
+        return routed
+    inner = c.expert_inner * c.shared_experts
+    shared = g(SwiGLU(f"{name}.shared_experts", c.hidden, inner, "dense_tp"), x)
+    return g(Add(f"{name}.sum", c.hidden), routed, shared)
+
+
+def skipped(c: DeepseekV3) -> tuple[str, ...]:
+    """Multi-token-prediction layers follow the main ones (they are for drafting), and buffers."""
+    return (
+        rf"model\.layers\.({'|'.join(str(c.layers + i) for i in range(8))})\..*",
+        r".*\.rotary_emb\.inv_freq",
+        *((r"lm_head\.weight",) if c.tied else ()),
+    )

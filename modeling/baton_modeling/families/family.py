@@ -1,0 +1,82 @@
+"""What a family gives the compiler, and how it reads a config strictly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from baton_modeling.cache import CacheLayout
+from baton_modeling.description import CheckpointError
+from baton_modeling.graph import Graph
+from baton_modeling.mesh import Mesh
+
+
+@dataclass(frozen=True)
+class FamilyModel:
+    """A family applied to one config.
+
+    cache: the layout of the cache on one rank of a mesh.
+    skipped: regular expressions of checkpoint tensors that are left out knowingly.
+    block: rows and columns per scale of weights stored in FP8; they are dequantised as read.
+    """
+
+    graph: Graph
+    cache: Callable[[Mesh], CacheLayout]
+    skipped: tuple[str, ...] = ()
+    block: tuple[int, int] | None = None
+
+
+class ConfigReader:
+    """Typed access to a config.json; every refusal names the field and its value."""
+
+    def __init__(self, family: str, config: Mapping[str, Any]) -> None:
+        self.family = family
+        self.config = config
+
+    def whole(self, name: str, default: int | None = None) -> int:
+        """A non-negative integer field."""
+        value = self.config.get(name)
+        value = default if value is None else value
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise self.refusal(name, "a non-negative integer is needed")
+        return value
+
+    def number(self, name: str, default: float) -> float:
+        """A number field."""
+        value = self.config.get(name)
+        value = default if value is None else value
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            raise self.refusal(name, "a number is needed")
+        return float(value)
+
+    def flag(self, name: str, default: bool) -> bool:
+        """A boolean field."""
+        value = self.config.get(name)
+        value = default if value is None else value
+        if not isinstance(value, bool):
+            raise self.refusal(name, "true or false is needed")
+        return value
+
+    def require(self, name: str, *allowed: object) -> None:
+        """Refuse any value of ``name`` but the allowed ones; an absent field is allowed."""
+        value = self.config.get(name)
+        if value is not None and value not in allowed:
+            raise self.refusal(name, f"supported: {', '.join(map(repr, allowed)) or 'absent'}")
+
+    def quantisation(self) -> tuple[int, int] | None:
+        """The block of an FP8 checkpoint's scales, None for plain weights; refuses the rest."""
+        fields = self.config.get("quantization_config")
+        if fields is None:
+            return None
+        block = fields.get("weight_block_size")
+        if fields.get("quant_method") != "fp8" or fields.get("fmt", "e4m3") != "e4m3":
+            raise self.refusal("quantization_config", "supported: fp8 in e4m3 with block scales")
+        if not isinstance(block, list) or len(block) != 2 or min(block) < 1:
+            raise self.refusal("quantization_config", "weight_block_size must be two sizes")
+        return (int(block[0]), int(block[1]))
+
+    def refusal(self, name: str, why: str) -> CheckpointError:
+        return CheckpointError(
+            f"{self.family}: config.json has {name} = {self.config.get(name)!r}; {why}"
+        )

@@ -1,0 +1,1 @@
+"""Modules that families are made of. Each declares placements; none communicates."""

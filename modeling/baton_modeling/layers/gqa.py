@@ -1,0 +1,101 @@
+"""Grouped-query attention over the paged cache, and the norm of its heads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from baton_kernels import ops
+from baton_modeling.binding import Binding, Step
+from baton_modeling.graph import Compute, Module, Signature
+from baton_modeling.placements import REPLICATED, Shard
+from baton_modeling.weights import Weight
+
+
+@dataclass(frozen=True)
+class HeadShape:
+    """Query heads, key/value heads, elements per head, and how many of them are rotated."""
+
+    heads: int
+    kv_heads: int
+    size: int
+    rotary: int
+
+
+class HeadNorm(Module):
+    """Root-mean-square norm of every head on its own, one weight for all heads."""
+
+    rowwise = True
+
+    def __init__(self, name: str, heads: int, size: int, eps: float, axis: str = "attn_tp"):
+        self.name, self.heads, self.size, self.eps, self.axis = name, heads, size, eps, axis
+
+    def signature(self) -> Signature:
+        return Signature(({self.axis: Shard(1)},), ({self.axis: Shard(1)},))
+
+    def features(self) -> tuple[int, ...]:
+        return (self.heads * self.size,)
+
+    def weights(self) -> Mapping[str, Weight]:
+        return {"weight": Weight.of(f"{self.name}.weight", self.size)}
+
+    def bind(self, binding: Binding, weights: Mapping[str, Tensor]) -> Compute:
+        norm = binding.operator(ops.rms_norm, hidden=self.size)
+        weight, eps, size = weights["weight"], self.eps, self.size
+        heads = binding.local(self.heads, self.axis)
+        return lambda step, x: norm(x.reshape(-1, heads, size), weight, eps).flatten(1)
+
+
+class GroupedAttention(Module):
+    """Attention of queries, keys and values [T, heads * size], heads cut over the axis.
+
+    Rotates queries and keys, stores keys and values, and attends: decode rows and prompt chunks
+    each with their kernel.
+    """
+
+    def __init__(
+        self, name: str, shape: HeadShape, layer: int, group: str = "full", axis: str = "attn_tp"
+    ) -> None:
+        self.name, self.shape, self.layer, self.group, self.axis = name, shape, layer, group, axis
+
+    def signature(self) -> Signature:
+        heads = {self.axis: Shard(1)}
+        return Signature((heads, heads, heads, REPLICATED, REPLICATED), (heads,))
+
+    def features(self) -> tuple[int, ...]:
+        return (self.shape.heads * self.shape.size,)
+
+    def bind(self, binding: Binding, weights: Mapping[str, Tensor]) -> Compute:
+        size, rotary = self.shape.size, self.shape.rotary
+        heads = binding.local(self.shape.heads, self.axis)
+        kv_heads = binding.local(self.shape.kv_heads, self.axis)
+        scale = 1 / math.sqrt(size)
+        cache = binding.cache(self.group, self.layer)
+        sizes = {"heads": heads, "kv_heads": kv_heads, "head_size": size}
+        rotate = binding.operator(ops.rotate)
+        write = binding.operator(ops.cache_write)
+        attend_one = binding.operator(ops.gqa_decode, None, **sizes)
+        attend_chunk = binding.operator(ops.gqa_prefill, None, **sizes)
+
+        def attend(step: Step, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+            both = torch.cat([q, k], 1).view(-1, heads + kv_heads, size)
+            turned = rotate(both[..., :rotary], cos, sin, False)
+            if rotary < size:
+                turned = torch.cat([turned, both[..., rotary:]], -1)
+            queries, keys = torch.split(turned, [heads, kv_heads], dim=1)
+            entries = torch.cat([keys.flatten(1), v], 1)
+            write(cache.tensor, entries, step.write_pages, step.write_offsets)
+            n = step.decode_rows
+            if not step.has_prefill:
+                return attend_one(queries, cache.tensor, step.decode, kv_heads, scale).flatten(1)
+            chunk = attend_chunk(queries[n:], cache.tensor, step.prefill, kv_heads, scale)
+            if n == 0:
+                return chunk.flatten(1)
+            ones = attend_one(queries[:n], cache.tensor, step.decode, kv_heads, scale)
+            return torch.cat([ones, chunk]).flatten(1)
+
+        return attend

@@ -1,0 +1,147 @@
+"""Mixture of experts: routing and the experts themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from baton_kernels import ops
+from baton_modeling.binding import Binding, Step
+from baton_modeling.graph import Compute, Module, Signature
+from baton_modeling.placements import REPLICATED, Partial, Shard
+from baton_modeling.weights import Source, Weight
+
+
+@dataclass(frozen=True)
+class SigmoidRouting:
+    """Parameters of group-limited sigmoid routing, named as in DeepSeek-V3's config."""
+
+    experts: int
+    top_k: int
+    n_group: int
+    topk_group: int
+    norm_topk_prob: bool
+    routed_scaling_factor: float
+
+
+class SigmoidRouter(Module):
+    """Chooses experts: [T, hidden] -> weights float32 [T, top_k], expert ids int64 [T, top_k]."""
+
+    rowwise = True
+
+    def __init__(
+        self, name: str, hidden: int, routing: SigmoidRouting, bias: str | None = None
+    ) -> None:
+        self.name, self.hidden, self.routing = name, hidden, routing
+        self.bias = bias or f"{name}.e_score_correction_bias"
+
+    def signature(self) -> Signature:
+        return Signature((REPLICATED,), (REPLICATED, REPLICATED))
+
+    def features(self) -> tuple[int, ...]:
+        return (self.routing.top_k, self.routing.top_k)
+
+    def weights(self) -> Mapping[str, Weight]:
+        # Routing is decided in float32: a rounded score picks another expert.
+        experts, wide = self.routing.experts, torch.float32
+        return {
+            "gate": Weight.of(f"{self.name}.weight", experts, self.hidden, dtype=wide),
+            "bias": Weight.of(self.bias, experts, dtype=wide),
+        }
+
+    def bind(self, binding: Binding, weights: Mapping[str, Tensor]) -> Compute:
+        linear = binding.operator(ops.linear, torch.float32)
+        route = binding.operator(ops.route_sigmoid, torch.float32, experts=self.routing.experts)
+        gate, bias, r = weights["gate"], weights["bias"], self.routing
+
+        def choose(step: Step, x: Tensor) -> tuple[Tensor, Tensor]:
+            return route(
+                linear(x.float(), gate, None),
+                bias,
+                r.top_k,
+                r.n_group,
+                r.topk_group,
+                r.norm_topk_prob,
+                r.routed_scaling_factor,
+            )
+
+        return choose
+
+
+class SoftmaxRouter(Module):
+    """The most probable experts: [T, hidden] -> weights float32, expert ids, both [T, top_k]."""
+
+    rowwise = True
+
+    def __init__(
+        self, name: str, hidden: int, experts: int, top_k: int, *, normalise: bool
+    ) -> None:
+        self.name, self.hidden, self.experts = name, hidden, experts
+        self.top_k, self.normalise = top_k, normalise
+
+    def signature(self) -> Signature:
+        return Signature((REPLICATED,), (REPLICATED, REPLICATED))
+
+    def features(self) -> tuple[int, ...]:
+        return (self.top_k, self.top_k)
+
+    def weights(self) -> Mapping[str, Weight]:
+        return {
+            "gate": Weight.of(f"{self.name}.weight", self.experts, self.hidden, dtype=torch.float32)
+        }
+
+    def bind(self, binding: Binding, weights: Mapping[str, Tensor]) -> Compute:
+        linear = binding.operator(ops.linear, torch.float32)
+        route = binding.operator(ops.route_softmax, torch.float32, experts=self.experts)
+        gate, top_k, normalise = weights["gate"], self.top_k, self.normalise
+        return lambda step, x: route(linear(x.float(), gate, None), top_k, normalise, 1.0)
+
+
+class Experts(Module):
+    """The routed experts: each rank holds some of them (ep), and of each a part (moe_tp)."""
+
+    rowwise = True
+
+    def __init__(
+        self,
+        name: str,
+        hidden: int,
+        inner: int,
+        experts: int,
+        parts: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+    ) -> None:
+        self.name, self.hidden, self.inner = name, hidden, inner
+        self.experts, self.parts = experts, parts
+
+    def signature(self) -> Signature:
+        inputs = (REPLICATED, REPLICATED, REPLICATED)
+        return Signature(inputs, ({"ep": Partial(), "moe_tp": Partial()},))
+
+    def features(self) -> tuple[int, ...]:
+        return (self.hidden,)
+
+    def weights(self) -> Mapping[str, Weight]:
+        def stack(shape: tuple[int, int], dim: int, *parts: str) -> Weight:
+            groups = tuple(
+                tuple(Source(f"{self.name}.{e}.{part}.weight", shape) for part in parts)
+                for e in range(self.experts)
+            )
+            cut = (("moe_tp", Shard(dim)),)
+            return Weight(groups, cut, stacked=True, stack_axis="ep")
+
+        gate, up, down = self.parts
+        return {
+            "gate_up": stack((self.inner, self.hidden), 0, gate, up),
+            "down": stack((self.hidden, self.inner), 1, down),
+        }
+
+    def bind(self, binding: Binding, weights: Mapping[str, Tensor]) -> Compute:
+        gate_up, down = weights["gate_up"], weights["down"]
+        run = binding.operator(
+            ops.moe_experts, experts=len(gate_up), hidden=self.hidden, inner=down.shape[2]
+        )
+        first = binding.mesh.axis("ep").coordinate(binding.mesh.rank) * len(gate_up)
+        return lambda step, x, scales, chosen: run(x, scales, chosen, gate_up, down, first)

@@ -1,0 +1,66 @@
+"""Norms and the residual addition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from torch import Tensor
+
+from baton_kernels import ops
+from baton_modeling.binding import Binding, Step
+from baton_modeling.graph import Compute, Elementwise, Signature
+from baton_modeling.placements import REPLICATED, Resolved, Shard
+from baton_modeling.weights import Weight
+
+
+class RMSNorm(Elementwise):
+    """Root-mean-square norm of each row; works on whole rows, of all tokens or of a shard."""
+
+    def __init__(self, name: str, hidden: int, eps: float) -> None:
+        self.name, self.hidden, self.eps = name, hidden, eps
+
+    def signature(self) -> Signature:
+        return Signature((REPLICATED,))
+
+    def follow(self, offered: Sequence[Resolved]) -> Resolved | None:
+        layout = offered[0]
+        return layout if all(p == Shard(0) for p in layout.values()) else None
+
+    def features(self) -> tuple[int, ...]:
+        return (self.hidden,)
+
+    def weights(self) -> Mapping[str, Weight]:
+        return {"weight": Weight.of(f"{self.name}.weight", self.hidden)}
+
+    def bind(self, binding: Binding, weights: Mapping[str, Tensor]) -> Compute:
+        norm = binding.operator(ops.rms_norm, hidden=self.hidden)
+        weight, eps = weights["weight"], self.eps
+        return lambda step, x: norm(x, weight, eps)
+
+    def bind_with_add(
+        self, binding: Binding, weights: Mapping[str, Tensor]
+    ) -> Callable[[Step, Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """The norm fused with the addition before it: (x, residual) -> (sum, its norm)."""
+        norm = binding.operator(ops.add_rms_norm, hidden=self.hidden)
+        weight, eps = weights["weight"], self.eps
+        return lambda step, x, residual: norm(x, residual, weight, eps)
+
+
+class Add(Elementwise):
+    """The sum of two values. Two partial sums stay partial: one reduction then serves both."""
+
+    def __init__(self, name: str, hidden: int) -> None:
+        self.name, self.hidden = name, hidden
+
+    def signature(self) -> Signature:
+        return Signature((REPLICATED, REPLICATED))
+
+    def follow(self, offered: Sequence[Resolved]) -> Resolved | None:
+        left, right = offered
+        return left if dict(left) == dict(right) else None
+
+    def features(self) -> tuple[int, ...]:
+        return (self.hidden,)
+
+    def bind(self, binding: Binding, weights: Mapping[str, Tensor]) -> Compute:
+        return lambda step, left, right: left + right

@@ -1,0 +1,199 @@
+"""Loading a model, and the compiled model that runs steps."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from baton_kernels import Verdict, check_overrides, environment_overrides, load_plugins, ops
+from baton_modeling.batch import ForwardBatch
+from baton_modeling.binding import Binding, Step
+from baton_modeling.cache import CacheLayout
+from baton_modeling.checkpoint import CheckpointReader, Progress
+from baton_modeling.communicators import Communicator, SingleComm
+from baton_modeling.compiler.costs import CostTable
+from baton_modeling.compiler.emit import Program, emit
+from baton_modeling.compiler.explain import Explanation, explain
+from baton_modeling.compiler.lower import lower
+from baton_modeling.compiler.operations import Lowered
+from baton_modeling.compiler.rewrite import RULES
+from baton_modeling.compiler.verify import checker
+from baton_modeling.description import ModelDescription, read_model_description
+from baton_modeling.families import family_of
+from baton_modeling.families.family import FamilyModel
+from baton_modeling.graph import Graph
+from baton_modeling.mesh import Mesh, tensor_parallel_mesh
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to compile. The defaults are right for serving.
+
+    verify: check at run time that what is declared replicated is equal on all ranks (slow).
+    kernels: implementation by operator; the variable BATON_KERNELS adds to it.
+    """
+
+    costs: CostTable = field(default_factory=CostTable)
+    verify: bool = False
+    kernels: Mapping[str, str] | None = None
+
+
+class CompiledModel:
+    """One rank's program with its weights. Not thread-safe: one forward at a time."""
+
+    def __init__(
+        self,
+        config: ModelDescription,
+        cache_layout: CacheLayout,
+        program: Program,
+        lowered: Lowered,
+        binding: Binding,
+        fingerprint: str,
+    ) -> None:
+        self.config = config
+        self.cache_layout = cache_layout
+        self.fingerprint = fingerprint
+        self.mesh = binding.mesh
+        self.dtype = binding.dtype
+        self.device = binding.device
+        self.page_size = binding.page_size
+        self._program = program
+        self._lowered = lowered
+        self._binding = binding
+
+    @property
+    def kernels(self) -> list[Verdict]:
+        """The implementation chosen for each operator of this model."""
+        return list(self._binding.choices.values())
+
+    def bind_cache(self, arenas: Mapping[str, Tensor]) -> None:
+        """Use these arenas, one per cache group: [num_pages, layers, page_size, entry_width].
+
+        ValueError names the group whose arena is missing or of another shape or dtype.
+        """
+        for group in self.cache_layout.groups:
+            if group.name not in arenas:
+                raise ValueError(f"no arena for cache group {group.name!r}")
+            arena = arenas[group.name]
+            wanted = group.arena_shape(arena.shape[0], self.page_size)
+            if tuple(arena.shape) != wanted or arena.dtype != group.dtype:
+                raise ValueError(
+                    f"the arena of cache group {group.name!r} is {list(arena.shape)} "
+                    f"{arena.dtype}, it must be [num_pages, {', '.join(map(str, wanted[1:]))}] "
+                    f"{group.dtype}"
+                )
+        for view in self._binding.caches:
+            view.attach(arenas[view.group])
+
+    @torch.inference_mode()
+    def forward(self, batch: ForwardBatch) -> Tensor:
+        """Run one step: writes the cache, gives float32 logits [L, vocab], equal on all ranks."""
+        return self._program.run(Step(batch, self.page_size))
+
+    def explain(self) -> Explanation:
+        """The program: operations, collectives, bytes per token, rules, totals."""
+        return explain(self._lowered, self.mesh, self.dtype.itemsize)
+
+
+def compile_graph(
+    graph: Graph, mesh: Mesh, itemsize: int, costs: CostTable | None = None
+) -> Lowered:
+    """Lower ``graph`` on ``mesh`` and apply every rewrite rule."""
+    lowered = lower(graph, mesh, itemsize, costs or CostTable())
+    for rule in RULES:
+        rule(lowered)
+    return lowered
+
+
+def build_family(description: ModelDescription, dtype: torch.dtype) -> FamilyModel:
+    """The graph of the described model, before any mesh or weight."""
+    return family_of(description.family)(description.config, dtype)
+
+
+def explain_checkpoint(
+    checkpoint: str | Path,
+    *,
+    tp: int = 1,
+    mesh: Mesh | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+    costs: CostTable | None = None,
+) -> Explanation:
+    """The program of the model in ``checkpoint`` on ``mesh``, or on ``tp`` ranks. Reads no weights.
+
+    Raises CheckpointError, MeshError, CompileError or WeightError as load_model would.
+    """
+    mesh = mesh or tensor_parallel_mesh(tp)
+    graph = build_family(read_model_description(checkpoint), dtype).graph
+    for application in graph.applications:
+        for weight in application.module.weights().values():
+            weight.local(mesh)  # refuses sizes that cannot be cut
+    return explain(compile_graph(graph, mesh, dtype.itemsize, costs), mesh, dtype.itemsize)
+
+
+def load_model(
+    checkpoint: str | Path,
+    *,
+    mesh: Mesh | None = None,
+    comm: Communicator | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    page_size: int,
+    progress: Progress | None = None,
+    options: Options | None = None,
+) -> CompiledModel:
+    """Compile the model in ``checkpoint`` for this rank and read this rank's weights.
+
+    comm: communicates along the axes of ``mesh``; needed when the mesh has several ranks.
+    progress: called after every tensor read with its name and the fraction done.
+    Raises CheckpointError for a checkpoint that is broken or asks for what is not supported,
+    CompileError or WeightError for a mesh the model cannot be cut over.
+    """
+    options = options or Options()
+    mesh = mesh or Mesh({})
+    comm = comm or SingleComm(mesh)
+    load_plugins()
+    kernels = {**(options.kernels or {}), **environment_overrides()}
+    check_overrides(kernels, ops.OPERATORS)
+    description = read_model_description(checkpoint)
+    family = build_family(description, dtype)
+    lowered = compile_graph(family.graph, mesh, dtype.itemsize, options.costs)
+    binding = Binding(torch.device(device), dtype, mesh, page_size, kernels)
+    declared = {
+        source.name
+        for application in family.graph.applications
+        for weight in application.module.weights().values()
+        for group in weight.parts
+        for source in group
+    }
+    with CheckpointReader(description.path, progress, family.block) as reader:
+        reader.expected = len(declared)
+        reader.refuse_unread(family.skipped, declared)
+        program = emit(
+            lowered,
+            binding,
+            comm,
+            lambda module: {
+                name: reader.load(weight, mesh, dtype, binding.device)
+                for name, weight in module.weights().items()
+            },
+            checker(lowered, comm) if options.verify else None,
+        )
+    return CompiledModel(
+        description,
+        family.cache(mesh),
+        program,
+        lowered,
+        binding,
+        _fingerprint(description, dtype),
+    )
+
+
+def _fingerprint(description: ModelDescription, dtype: torch.dtype) -> str:
+    """Cached entries depend on the weights and on the type they were computed in."""
+    text = f"{description.fingerprint}/{str(dtype).removeprefix('torch.')}"
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

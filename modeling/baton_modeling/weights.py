@@ -1,0 +1,97 @@
+"""Weights as modules declare them: which checkpoint tensors, how joined, how cut over the mesh."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from baton_modeling.mesh import Mesh
+from baton_modeling.placements import Shard
+
+
+@dataclass(frozen=True)
+class Source:
+    """One tensor of the checkpoint and the shape it must have."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+class WeightError(ValueError):
+    """A weight that cannot be cut as its module declares."""
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A weight of a module.
+
+    parts: groups of sources. The sources of a group are joined along dimension 0, each cut on its
+        own first, so that a rank's share of a joined gate and up projection is its share of both.
+        With ``stacked`` the groups become a new leading dimension (experts).
+    shards: by axis, the dimension of a *source* that the axis cuts.
+    stack_axis: the axis that cuts the leading dimension of stacked groups (expert parallelism).
+    dtype: element type after loading; None is the model's.
+    """
+
+    parts: tuple[tuple[Source, ...], ...]
+    shards: tuple[tuple[str, Shard], ...] = ()
+    stacked: bool = False
+    stack_axis: str | None = None
+    dtype: torch.dtype | None = None
+
+    @staticmethod
+    def of(
+        name: str,
+        *shape: int,
+        shards: Mapping[str, Shard] | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Weight:
+        """One tensor of the checkpoint."""
+        return Weight.joined([(name, shape)], shards=shards, dtype=dtype)
+
+    @staticmethod
+    def joined(
+        sources: Sequence[tuple[str, tuple[int, ...]]],
+        *,
+        shards: Mapping[str, Shard] | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Weight:
+        """Several tensors one under the other."""
+        group = tuple(Source(name, tuple(shape)) for name, shape in sources)
+        return Weight((group,), tuple((shards or {}).items()), dtype=dtype)
+
+    def local(self, mesh: Mesh) -> list[tuple[Source, tuple[slice, ...]]]:
+        """What this rank reads: each source with its slices, groups in order."""
+        return [
+            (source, self._slices(source, mesh))
+            for group in self._local_groups(mesh)
+            for source in group
+        ]
+
+    def _local_groups(self, mesh: Mesh) -> tuple[tuple[Source, ...], ...]:
+        if self.stack_axis is None:
+            return self.parts
+        cut = even_slice(len(self.parts), self.stack_axis, mesh, self.parts[0][0].name, "count")
+        return self.parts[cut]
+
+    def _slices(self, source: Source, mesh: Mesh) -> tuple[slice, ...]:
+        slices = [slice(0, size) for size in source.shape]
+        for axis, shard in self.shards:
+            size = source.shape[shard.dim]
+            slices[shard.dim] = even_slice(size, axis, mesh, source.name, f"dimension {shard.dim}")
+        return tuple(slices)
+
+
+def even_slice(size: int, axis: str, mesh: Mesh, name: str, what: str) -> slice:
+    """This rank's part of ``size`` items cut over ``axis``; WeightError unless it divides."""
+    ranks = mesh.axis(axis).size
+    if size % ranks:
+        raise WeightError(
+            f"{name}: {what} is {size}, which cannot be cut evenly over the {ranks} ranks of "
+            f"mesh axis {axis}; choose a size of {axis} that divides it"
+        )
+    step = size // ranks
+    first = mesh.axis(axis).coordinate(mesh.rank) * step
+    return slice(first, first + step)

@@ -1,0 +1,58 @@
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from typing import ClassVar as _ClassVar
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class ErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ERROR_REASON_UNSPECIFIED: _ClassVar[ErrorReason]
+    ERROR_REASON_MALFORMED_MESSAGE: _ClassVar[ErrorReason]
+    ERROR_REASON_MISSING_FIELD: _ClassVar[ErrorReason]
+    ERROR_REASON_INVALID_PROMPT: _ClassVar[ErrorReason]
+    ERROR_REASON_PROMPT_TOO_LONG: _ClassVar[ErrorReason]
+    ERROR_REASON_INVALID_SAMPLING: _ClassVar[ErrorReason]
+    ERROR_REASON_INVALID_STOP: _ClassVar[ErrorReason]
+    ERROR_REASON_INVALID_OUTPUT: _ClassVar[ErrorReason]
+    ERROR_REASON_INVALID_MESSAGES: _ClassVar[ErrorReason]
+    ERROR_REASON_INVALID_TOOLS: _ClassVar[ErrorReason]
+    ERROR_REASON_UNSUPPORTED_TOOL_CHOICE: _ClassVar[ErrorReason]
+    ERROR_REASON_UNKNOWN_MODEL: _ClassVar[ErrorReason]
+    ERROR_REASON_UNAUTHENTICATED: _ClassVar[ErrorReason]
+    ERROR_REASON_NO_WORKER: _ClassVar[ErrorReason]
+    ERROR_REASON_OVERLOADED: _ClassVar[ErrorReason]
+    ERROR_REASON_OUT_OF_PAGES: _ClassVar[ErrorReason]
+    ERROR_REASON_DRAINING: _ClassVar[ErrorReason]
+    ERROR_REASON_DEADLINE_EXCEEDED: _ClassVar[ErrorReason]
+    ERROR_REASON_CANCELLED: _ClassVar[ErrorReason]
+    ERROR_REASON_ATTEMPTS_EXHAUSTED: _ClassVar[ErrorReason]
+    ERROR_REASON_NUMERIC: _ClassVar[ErrorReason]
+    ERROR_REASON_INTERNAL: _ClassVar[ErrorReason]
+    ERROR_REASON_INCOMPATIBLE_PEER: _ClassVar[ErrorReason]
+    ERROR_REASON_STALE_EPOCH: _ClassVar[ErrorReason]
+    ERROR_REASON_DUPLICATE_REQUEST: _ClassVar[ErrorReason]
+ERROR_REASON_UNSPECIFIED: ErrorReason
+ERROR_REASON_MALFORMED_MESSAGE: ErrorReason
+ERROR_REASON_MISSING_FIELD: ErrorReason
+ERROR_REASON_INVALID_PROMPT: ErrorReason
+ERROR_REASON_PROMPT_TOO_LONG: ErrorReason
+ERROR_REASON_INVALID_SAMPLING: ErrorReason
+ERROR_REASON_INVALID_STOP: ErrorReason
+ERROR_REASON_INVALID_OUTPUT: ErrorReason
+ERROR_REASON_INVALID_MESSAGES: ErrorReason
+ERROR_REASON_INVALID_TOOLS: ErrorReason
+ERROR_REASON_UNSUPPORTED_TOOL_CHOICE: ErrorReason
+ERROR_REASON_UNKNOWN_MODEL: ErrorReason
+ERROR_REASON_UNAUTHENTICATED: ErrorReason
+ERROR_REASON_NO_WORKER: ErrorReason
+ERROR_REASON_OVERLOADED: ErrorReason
+ERROR_REASON_OUT_OF_PAGES: ErrorReason
+ERROR_REASON_DRAINING: ErrorReason
+ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason
+ERROR_REASON_CANCELLED: ErrorReason
+ERROR_REASON_ATTEMPTS_EXHAUSTED: ErrorReason
+ERROR_REASON_NUMERIC: ErrorReason
+ERROR_REASON_INTERNAL: ErrorReason
+ERROR_REASON_INCOMPATIBLE_PEER: ErrorReason
+ERROR_REASON_STALE_EPOCH: ErrorReason
+ERROR_REASON_DUPLICATE_REQUEST: ErrorReason

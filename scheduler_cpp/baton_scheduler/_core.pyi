@@ -1,0 +1,264 @@
+"""Types of the compiled scheduler core. Page and slot numbers index the executor's arrays.
+
+Rules of use: one caller at a time (guard it with a lock); never block on it, every call costs
+what it changes. Time is whatever monotonic microseconds the caller passes; a smaller value than
+one seen before counts as the one seen before. Wrong dtypes, shapes, sizes and values raise
+ValueError; events that arrive late, twice or for a request that is gone are answered by value.
+"""
+
+import enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+class Role(enum.Enum):
+    """A role is a policy of the same machine."""
+
+    PREFILL = 0
+    """Several prompt chunks may share a step; each is at most `max_chunk_tokens`."""
+    DECODE = 1
+    """All prompt chunks of a step together are at most `max_chunk_tokens`, for decode's pace."""
+    FUSED = 2
+    """Chunks as in PREFILL; for a worker that does both."""
+
+class Goal(enum.Enum):
+    GENERATE = 0
+    """Compute what is missing, then decode."""
+    HAND_OVER = 1
+    """Compute the prompt, sample one token, hold the pages for their reader (Prefilled)."""
+    AWAIT = 2
+    """Pages and first token come from a prefill worker; Fetching until `fetch_ended`."""
+
+class Admission(enum.Enum):
+    ACCEPTED = 0
+    DUPLICATE = 1
+    QUEUE_FULL = 2
+    TOO_LONG = 3
+    """prompt + max_new_tokens > max_context"""
+    NEVER_FITS = 4
+    """needs more pages than the pool has"""
+
+class Verdict(enum.Enum):
+    VALID = 0
+    EXPIRED = 1
+
+class Reply(enum.Enum):
+    """The (state, event) table's answer."""
+
+    ACCEPTED = 0
+    IGNORED = 1
+    """Late or duplicate, or the request is gone: nothing changed, nothing is wrong."""
+    REJECTED = 2
+    """The event does not belong to this state: nothing changed, the caller is confused."""
+
+class FinishReason(enum.IntEnum):
+    """Values of `finished_reasons`."""
+
+    LENGTH = 0
+    FLAG = 1
+    POISONED = 2
+
+class RowKind(enum.IntEnum):
+    """Values of the last column of `Step.rows`."""
+
+    PREFILL = 0
+    DECODE = 1
+
+class Config:
+    def __init__(
+        self,
+        *,
+        role: Role,
+        page_size: int,
+        num_pages: int,
+        max_running: int,
+        max_step_tokens: int,
+        max_chunk_tokens: int,
+        max_context: int,
+        max_waiting: int,
+        hold_us: int,
+    ) -> None:
+        """max_running: slots (fetching, prefilling and decoding requests). max_step_tokens: token
+        budget of a step, at least max_running. max_waiting: queued requests before QUEUE_FULL.
+        hold_us: how long Prefilled pages wait for their reader. Raises ValueError."""
+    role: Role
+    page_size: int
+    num_pages: int
+    max_running: int
+    max_step_tokens: int
+    max_chunk_tokens: int
+    max_context: int
+    max_waiting: int
+    hold_us: int
+
+class Stats:
+    """Pages: free + cached + owned + referenced = total, always."""
+
+    total_pages: int
+    free_pages: int
+    cached_pages: int
+    """Sealed, indexed, referenced by nobody: reusable and evictable."""
+    owned_pages: int
+    """Writable, one owner."""
+    referenced_pages: int
+    """Sealed and in use by requests or leases."""
+    leased_pages: int
+    """Under at least one lease (a part of referenced)."""
+    quarantined_pages: int
+    """Held by Draining requests whose fetch has not ended (a part of owned and referenced)."""
+    waiting: int
+    """Queued and Retracted."""
+    running: int
+    """Prefilling and Decoding."""
+    fetching: int
+    prefilled: int
+    draining: int
+    leases: int
+    computed_tokens: int
+    """Prompt tokens computed here (recomputation after retraction included)."""
+    generated_tokens: int
+    reused_tokens: int
+    """Prompt tokens found in local pages at admission."""
+    fetched_tokens: int
+    """Prompt tokens that arrived from peers."""
+    retractions: int
+
+class Lease:
+    id: int
+    """0: nothing of the asked pages is held."""
+    pages: NDArray[np.int32]
+    """[m], m <= n: the longest held prefix of the asked hashes."""
+
+class Step:
+    """What the executor does next: a token that `complete` takes back.
+
+    Every array is a view of the scheduler's memory, int32 unless said, valid until `complete`
+    (or, of a step without rows, until the next `plan`). Apply in this order: slot_resets,
+    page_deltas, copies, then the rows. A step without rows need not be completed (it may be).
+    """
+
+    rows: NDArray[np.int32]
+    """[R, 6]: slot, query_tokens, context_tokens (in KV before this step), samples (0/1),
+    token_offset (into token_ids), kind. Decode rows come first."""
+    requests: NDArray[np.uint64]
+    """[R]"""
+    token_ids: NDArray[np.int32]
+    """[T]"""
+    page_deltas: NDArray[np.int32]
+    """[D, 3]: slot, page_index, page: what changed in the executor's page table."""
+    slot_resets: NDArray[np.int32]
+    """[S]: slots whose table row is void; a slot may be given out again in the same step."""
+    copies: NDArray[np.int32]
+    """[C, 2]: source page, target page: whole-page copies (copy-on-write) due before the rows."""
+    fetch_requests: NDArray[np.uint64]
+    """[F]: start reading these pages; end every fetch by `fetch_ended`."""
+    fetch_pages: NDArray[np.int32]
+    """[F, 2]: page_index, target page"""
+    fetch_hashes: NDArray[np.uint8]
+    """[F, 16]"""
+    admitted_requests: NDArray[np.uint64]
+    """[A]: got a slot now; a retracted request appears again when it is readmitted. An AWAIT
+    request listed here waits for `fetch_ended` even if it has no fetch entries."""
+    admitted: NDArray[np.int32]
+    """[A, 2]: slot, reused_tokens"""
+    started_requests: NDArray[np.uint64]
+    """AWAIT requests that became Decoding since the last plan: their first token is official."""
+    finished_requests: NDArray[np.uint64]
+    """AWAIT requests whose first token was also their last (they are in started_requests too)."""
+    finished_reasons: NDArray[np.int32]
+    retracted: NDArray[np.uint64]
+    """Lost slot and pages, keep their tokens, come back by themselves."""
+    expired_requests: NDArray[np.uint64]
+    """Prefilled requests held past hold_us: gone."""
+    evicted_hashes: NDArray[np.uint8]
+    """[E, 16]: left the index since the last plan; withdraw them from the directory."""
+    sequence: int
+    """Counts plans."""
+
+class Completion:
+    """Valid until the next `complete`. Arrays are views."""
+
+    sealed_pages: NDArray[np.int32]
+    """[S]: pages that hold these identities now (another request's, if that one was first)."""
+    sealed_hashes: NDArray[np.uint8]
+    """[S, 16]"""
+    sealed_requests: NDArray[np.uint64]
+    sealed_indices: NDArray[np.int32]
+    """Page index within the request. A Prefilled request's partial tail page is listed too."""
+    finished_requests: NDArray[np.uint64]
+    finished_reasons: NDArray[np.int32]
+    prefilled_requests: NDArray[np.uint64]
+    """HAND_OVER requests whose prompt is complete; their first token was in `tokens`."""
+
+class Scheduler:
+    def __init__(self, config: Config) -> None: ...
+    def submit(
+        self,
+        request: int,
+        tokens: NDArray[np.int32],
+        *,
+        max_new_tokens: int,
+        key: bytes,
+        goal: Goal,
+        fetch_pages: int = 0,
+        priority: int = 0,
+        now_us: int,
+    ) -> Admission:
+        """request: a 64-bit handle that is never reused. tokens: [N], N >= 1. key: 16 bytes.
+        fetch_pages: how many leading full pages peers are said to hold (GENERATE, HAND_OVER);
+        AWAIT asks for everything that is missing, the partial tail page included.
+        priority: 32 bits, higher goes first, also when pages are short; equal ones share fairly
+        between keys (tenants)."""
+    def cancel(self, request: int) -> Reply:
+        """Frees at once, or keeps the pages as Draining until step and fetch have let go."""
+    def plan(self, now_us: int) -> Step:
+        """Also expires leases and holds. ValueError while a step with rows is in flight."""
+    def complete(
+        self, step: Step, tokens: NDArray[np.int32], flags: NDArray[np.uint8], now_us: int
+    ) -> Completion:
+        """One entry per sampling row, in row order. flags: 0 go on, 1 finish after this token,
+        2 poisoned (fail the request, token ignored). All of it is checked before any is applied."""
+    def abandon(self, step: Step) -> None:
+        """The step did not happen (the forward failed): no row advanced, no page was sealed; its
+        requests are planned again unless they are cancelled. Raises ValueError as `complete`."""
+    def pages_arrived(self, request: int, first_index: int, count: int) -> Reply:
+        """Pages [first_index, first_index + count) are verified and their verdict was VALID. They
+        must continue what arrived before; pages that arrived already are IGNORED, a gap REJECTED.
+        Full pages are sealed and found by others from now on."""
+    def fetch_ended(
+        self, request: int, first_token: int | None, now_us: int, *, finish: bool = False
+    ) -> Reply:
+        """TERMINAL for the fetch: nothing writes into its target pages any more. GENERATE and
+        HAND_OVER compute on from what arrived. AWAIT with everything arrived and a first token
+        decodes on; otherwise it computes here what is missing. finish: the first token ends the
+        request (eos)."""
+    def grant(self, hashes: NDArray[np.uint8], now_us: int, ttl_us: int) -> Lease:
+        """hashes: [n, 16]. Leases the longest held prefix of them."""
+    def renew(self, lease: int, now_us: int, ttl_us: int) -> bool:
+        """False: the lease is over."""
+    def release(self, lease: int, now_us: int) -> Verdict:
+        """VALID: the pages could not change from grant until now."""
+    def handed_over(self, request: int) -> Reply:
+        """The reader has everything: Prefilled -> Finished."""
+    def lookup(self, tokens: NDArray[np.int32], key: bytes) -> int:
+        """Tokens of this prompt held as full pages (a prefix)."""
+    def stats(self) -> Stats: ...
+    def held_hashes(self) -> NDArray[np.uint8]:
+        """[n, 16]: full pages in the index, for a directory resync. Costs a walk of the index."""
+    def state(self, request: int) -> str | None:
+        """Name of the request's state; None when it is gone."""
+    def pages(self, request: int) -> NDArray[np.int32]:
+        """The request's pages in token order, empty if it holds none. For tests."""
+    def check_invariants(self) -> str:
+        """Empty when every invariant holds, else what is broken. Walks everything: for tests."""
+
+def transitions() -> list[tuple[str, str, Reply, str | None]]:
+    """The compiled (state, event) table, row by row: state, event, reply, and where an accepted
+    event leads."""
+
+def page_hashes(
+    tokens: NDArray[np.int32], page_size: int, key: bytes, *, tail: bool = False
+) -> NDArray[np.uint8]:
+    """[n, 16]: chained SipHash-2-4-128 identities, keyed with `key` (16 bytes). Row i identifies
+    tokens[0 : (i + 1) * page_size] through its parent. tail appends the identity of the last,
+    partial page, if there is one."""

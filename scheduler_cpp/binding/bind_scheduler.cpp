@@ -1,0 +1,235 @@
+// The scheduler, its steps and completions.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+
+#include <string>
+#include <variant>
+
+#include "arrays.h"
+#include "baton/scheduler.h"
+#include "bindings.h"
+
+namespace baton::binding {
+namespace {
+
+// A step and a completion seen from Python keep their scheduler alive, whose memory they show.
+struct PyStep {
+  Step step;
+  nb::object home;
+};
+struct PyCompletion {
+  const Completion* completion;
+  nb::object home;
+};
+struct PyLease {
+  LeaseId id;
+  nb::object pages;
+};
+
+[[noreturn]] void refuse(const std::string& text) {
+  throw nb::value_error(text.c_str());
+}
+
+[[noreturn]] void refuse(Misuse misuse, const Step& step, std::size_t tokens, std::size_t flags) {
+  const std::string name = "step " + std::to_string(step.sequence());
+  const std::string rows = std::to_string(step.plan().sampling_rows);
+  switch (misuse) {
+    case Misuse::kSpent:
+      refuse(name + " was completed or abandoned before: a step is completed once");
+    case Misuse::kForeign:
+      refuse(name + " belongs to another scheduler: complete it there");
+    case Misuse::kTokenCount:
+      refuse("tokens has " + std::to_string(tokens) + " entries: " + name + " has " + rows +
+             " sampling rows, and takes one token for each");
+    case Misuse::kFlagCount:
+      refuse("flags has " + std::to_string(flags) + " entries: " + name + " has " + rows +
+             " sampling rows, and takes one flag for each");
+    case Misuse::kToken:
+      refuse("tokens has a negative token id: flag the row 2 (poisoned) if it has none");
+    case Misuse::kFlag:
+      refuse("flags has a value above 2: 0 go on, 1 finish, 2 poisoned");
+  }
+  refuse(name + " was refused");
+}
+
+std::size_t count(std::int64_t value, const char* name, std::int64_t least) {
+  if (value < least || value > 0x7fffffff) {
+    refuse(std::string(name) + " is " + std::to_string(value) + ": must be at least " +
+           std::to_string(least) + " and below 2^31");
+  }
+  return static_cast<std::size_t>(value);
+}
+
+Admission submit(Scheduler& self, RequestId request, const nb::object& tokens,
+                 std::int64_t max_new_tokens, const nb::bytes& key, Goal goal,
+                 std::int64_t fetch_pages, std::int32_t priority, Micros) {
+  const auto ids = int32_vector(tokens, "tokens");
+  if (ids.empty()) refuse("tokens is empty: a request has at least one token");
+  for (const Token id : ids) {
+    if (id < 0) refuse("tokens has " + std::to_string(id) + ": token ids are not negative");
+  }
+  return self.submit({request, ids, count(max_new_tokens, "max_new_tokens", 1), sip_key(key), goal,
+                      count(fetch_pages, "fetch_pages", 0), priority});
+}
+
+nb::object plan(nb::handle self, Micros now) {
+  Scheduler& scheduler = nb::cast<Scheduler&>(self);
+  if (!scheduler.can_plan()) {
+    refuse("plan: a step is still in flight: complete or abandon it first");
+  }
+  return nb::cast(PyStep{scheduler.plan(now), nb::borrow(self)});
+}
+
+nb::object complete(nb::handle self, PyStep& step, const nb::object& tokens,
+                    const nb::object& flags, Micros now) {
+  const auto ids = int32_vector(tokens, "tokens");
+  const auto row_flags = uint8_vector(flags, "flags");
+  auto outcome = nb::cast<Scheduler&>(self).complete(step.step, ids, row_flags, now);
+  if (const Misuse* misuse = std::get_if<Misuse>(&outcome)) {
+    refuse(*misuse, step.step, ids.size(), row_flags.size());
+  }
+  return nb::cast(PyCompletion{*std::get_if<const Completion*>(&outcome), nb::borrow(self)});
+}
+
+void abandon(Scheduler& self, PyStep& step) {
+  if (const auto misuse = self.abandon(step.step)) refuse(*misuse, step.step, 0, 0);
+}
+
+PyLease grant(Scheduler& self, const nb::object& hashes, Micros now, Micros ttl) {
+  if (ttl < 1) refuse("ttl_us is " + std::to_string(ttl) + ": must be at least 1");
+  std::vector<std::int32_t> pages;
+  const LeaseId id = self.grant(digests(hashes, "hashes"), now, ttl, pages);
+  return {id, copy<std::int32_t, 1>(pages)};
+}
+
+nb::object page_hashes(const nb::object& tokens, std::int64_t page_size, const nb::bytes& key,
+                       bool tail) {
+  const auto ids = int32_vector(tokens, "tokens");
+  const std::size_t size = count(page_size, "page_size", 1);
+  const SipKey sip = sip_key(key);
+  std::vector<Digest> identities;
+  identities.reserve(pages_for(ids.size(), size));
+  Digest parent = kRoot;
+  std::size_t at = 0;
+  for (; at + size <= ids.size(); at += size) {
+    identities.push_back(parent = page_identity(sip, parent, ids.subspan(at, size)));
+  }
+  if (tail && at < ids.size()) identities.push_back(page_identity(sip, parent, ids.subspan(at)));
+  return copy<std::uint8_t, sizeof(Digest)>(identities);
+}
+
+// One read-only property per array of the plan.
+template <class Scalar, std::size_t Columns, auto Member>
+nb::object plan_view(PyStep& self) {
+  return view<Scalar, Columns>(self.step.plan().*Member, self.home);
+}
+template <class Scalar, std::size_t Columns, auto Member>
+nb::object completion_view(PyCompletion& self) {
+  return view<Scalar, Columns>(self.completion->*Member, self.home);
+}
+
+void bind_step(nb::module_& m) {
+  nb::class_<PyStep>(m, "Step")
+      .def_prop_ro("rows", plan_view<std::int32_t, 6, &Plan::rows>)
+      .def_prop_ro("requests", plan_view<std::uint64_t, 1, &Plan::requests>)
+      .def_prop_ro("token_ids", plan_view<std::int32_t, 1, &Plan::token_ids>)
+      .def_prop_ro("page_deltas", plan_view<std::int32_t, 3, &Plan::page_deltas>)
+      .def_prop_ro("slot_resets", plan_view<std::int32_t, 1, &Plan::slot_resets>)
+      .def_prop_ro("copies", plan_view<std::int32_t, 2, &Plan::copies>)
+      .def_prop_ro("fetch_requests", plan_view<std::uint64_t, 1, &Plan::fetch_requests>)
+      .def_prop_ro("fetch_pages", plan_view<std::int32_t, 2, &Plan::fetch_pages>)
+      .def_prop_ro("fetch_hashes", plan_view<std::uint8_t, 16, &Plan::fetch_hashes>)
+      .def_prop_ro("admitted_requests", plan_view<std::uint64_t, 1, &Plan::admitted_requests>)
+      .def_prop_ro("admitted", plan_view<std::int32_t, 2, &Plan::admitted>)
+      .def_prop_ro("started_requests", plan_view<std::uint64_t, 1, &Plan::started_requests>)
+      .def_prop_ro("finished_requests", plan_view<std::uint64_t, 1, &Plan::finished_requests>)
+      .def_prop_ro("finished_reasons", plan_view<std::int32_t, 1, &Plan::finished_reasons>)
+      .def_prop_ro("retracted", plan_view<std::uint64_t, 1, &Plan::retracted>)
+      .def_prop_ro("expired_requests", plan_view<std::uint64_t, 1, &Plan::expired_requests>)
+      .def_prop_ro("evicted_hashes", plan_view<std::uint8_t, 16, &Plan::evicted_hashes>)
+      .def_prop_ro("sequence", [](const PyStep& self) { return self.step.sequence(); });
+  nb::class_<PyCompletion>(m, "Completion")
+      .def_prop_ro("sealed_pages", completion_view<std::int32_t, 1, &Completion::sealed_pages>)
+      .def_prop_ro("sealed_hashes", completion_view<std::uint8_t, 16, &Completion::sealed_hashes>)
+      .def_prop_ro("sealed_requests",
+                   completion_view<std::uint64_t, 1, &Completion::sealed_requests>)
+      .def_prop_ro("sealed_indices", completion_view<std::int32_t, 1, &Completion::sealed_indices>)
+      .def_prop_ro("finished_requests",
+                   completion_view<std::uint64_t, 1, &Completion::finished_requests>)
+      .def_prop_ro("finished_reasons",
+                   completion_view<std::int32_t, 1, &Completion::finished_reasons>)
+      .def_prop_ro("prefilled_requests",
+                   completion_view<std::uint64_t, 1, &Completion::prefilled_requests>);
+  nb::class_<PyLease>(m, "Lease")
+      .def_prop_ro("id", [](const PyLease& self) { return self.id; })
+      .def_prop_ro("pages", [](const PyLease& self) { return self.pages; });
+}
+
+}  // namespace
+
+void bind_scheduler(nb::module_& m) {
+  bind_step(m);
+  nb::class_<Scheduler>(m, "Scheduler")
+      .def(nb::init<const Config&>(), nb::arg("config"))
+      .def("submit", submit, nb::arg("request"), nb::arg("tokens"), nb::kw_only(),
+           nb::arg("max_new_tokens"), nb::arg("key"), nb::arg("goal"), nb::arg("fetch_pages") = 0,
+           nb::arg("priority") = 0, nb::arg("now_us"))
+      .def("cancel", &Scheduler::cancel, nb::arg("request"))
+      .def("plan", plan, nb::arg("now_us"))
+      .def("complete", complete, nb::arg("step"), nb::arg("tokens"), nb::arg("flags"),
+           nb::arg("now_us"))
+      .def("abandon", abandon, nb::arg("step"))
+      .def(
+          "pages_arrived",
+          [](Scheduler& self, RequestId request, std::int64_t first_index, std::int64_t pages) {
+            return self.pages_arrived(request, count(first_index, "first_index", 0),
+                                      count(pages, "count", 0));
+          },
+          nb::arg("request"), nb::arg("first_index"), nb::arg("count"))
+      .def(
+          "fetch_ended",
+          [](Scheduler& self, RequestId request, std::optional<Token> first_token, Micros now,
+             bool finish) {
+            if (first_token && *first_token < 0) {
+              refuse("first_token is " + std::to_string(*first_token) +
+                     ": token ids are not negative; None if there is none");
+            }
+            return self.fetch_ended(request, first_token, finish, now);
+          },
+          nb::arg("request"), nb::arg("first_token").none(), nb::arg("now_us"), nb::kw_only(),
+          nb::arg("finish") = false)
+      .def("grant", grant, nb::arg("hashes"), nb::arg("now_us"), nb::arg("ttl_us"))
+      .def("renew", &Scheduler::renew, nb::arg("lease"), nb::arg("now_us"), nb::arg("ttl_us"))
+      .def("release", &Scheduler::release, nb::arg("lease"), nb::arg("now_us"))
+      .def("handed_over", &Scheduler::handed_over, nb::arg("request"))
+      .def(
+          "lookup",
+          [](const Scheduler& self, const nb::object& tokens, const nb::bytes& key) {
+            return self.lookup(int32_vector(tokens, "tokens"), sip_key(key));
+          },
+          nb::arg("tokens"), nb::arg("key"))
+      .def("stats", &Scheduler::stats)
+      .def("held_hashes",
+           [](const Scheduler& self) {
+             return copy<std::uint8_t, sizeof(Digest)>(self.held_identities());
+           })
+      .def(
+          "state",
+          [](const Scheduler& self, RequestId request) -> nb::object {
+            const std::string_view name = self.state_of(request);
+            return name.empty() ? nb::object(nb::none()) : nb::str(name.data(), name.size());
+          },
+          nb::arg("request"))
+      .def(
+          "pages",
+          [](const Scheduler& self, RequestId request) {
+            return copy<std::int32_t, 1>(self.pages_of(request));
+          },
+          nb::arg("request"))
+      .def("check_invariants", &Scheduler::check_invariants);
+  m.def("page_hashes", page_hashes, nb::arg("tokens"), nb::arg("page_size"), nb::arg("key"),
+        nb::kw_only(), nb::arg("tail") = false);
+}
+
+}  // namespace baton::binding

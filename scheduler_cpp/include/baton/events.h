@@ -1,0 +1,79 @@
+// Everything that can happen to a request, as types. Capabilities inside an event (a slot, pages,
+// the proof that no step is in flight) make it impossible to raise it out of thin air.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+
+#include "baton/ids.h"
+#include "baton/page_table.h"
+#include "baton/slot_pool.h"
+
+namespace baton {
+
+enum class FinishReason : std::int32_t { kLength = 0, kFlag = 1, kPoisoned = 2 };
+
+// Proof that no step in flight has a row of this request. Only its record can give it.
+class Idle {
+ private:
+  friend class Record;
+  Idle() = default;
+};
+
+// A remote read into this request's pages is under way. Whoever holds the ticket must keep the
+// pages; only the fetch's terminal event takes it away.
+class [[nodiscard]] FetchTicket {
+ public:
+  FetchTicket(FetchTicket&&) noexcept = default;
+  FetchTicket& operator=(FetchTicket&&) noexcept = default;
+  FetchTicket(const FetchTicket&) = delete;
+  FetchTicket& operator=(const FetchTicket&) = delete;
+  static FetchTicket issue() { return FetchTicket(); }
+
+ private:
+  FetchTicket() = default;
+};
+
+struct AdmittedToFetch {
+  Slot slot;
+  PageTable pages;
+  FetchTicket ticket;
+};
+struct AdmittedToCompute {
+  Slot slot;
+  PageTable pages;
+};
+struct PagesArrived {
+  std::size_t count;  // the next ones
+};
+struct FetchGaveUp {};   // terminal: compute what is missing from here
+struct FetchCompleted {  // terminal: all pages and the first token are here
+  Token first_token;
+};
+struct ChunkComputed {
+  std::size_t tokens;
+};
+struct PromptComputed {  // the rest of the prompt is computed and its next token sampled
+  Token token;
+};
+struct PromptHandedOut {  // the same, for a request that another worker decodes
+  Token token;
+  Micros hold_deadline;
+};
+struct TokenSampled {
+  Token token;
+};
+struct Stopped {  // it has its last token, or it failed
+  FinishReason reason;
+};
+struct Retract {
+  Idle idle;
+};
+struct HandedOver {};
+struct HoldExpired {};
+struct Cancelled {};
+struct Settled {
+  Idle idle;
+};
+
+}  // namespace baton

@@ -1,0 +1,176 @@
+// Pages and who may touch them.
+//
+// A page is Free, Owned (writable, exactly one owner) or Sealed (immutable, shared). The handles
+// carry that in their types: OwnedPage is move-only and gives its page back when it dies; sealing
+// consumes it; a SealedPage is a counted reference that is shared explicitly; copy-on-write is the
+// only way from Sealed back to Owned. A page with a living handle is never on the free list, so a
+// lease, a step or a fetch protects its pages by owning handles.
+//
+// Sealed pages that nobody references stay findable by identity and are evicted, coldest first,
+// when a page is needed. Everything is O(1).
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "baton/ids.h"
+#include "baton/prefix_hash.h"
+#include "baton/prefix_index.h"
+
+namespace baton {
+
+class PagePool;
+class SealedPage;
+
+// A whole-page copy the executor makes before the rows of the step that names it.
+struct PageCopy {
+  PageId source;
+  PageId target;
+};
+
+class [[nodiscard]] OwnedPage {
+ public:
+  OwnedPage(OwnedPage&& other) noexcept
+      : pool_(std::exchange(other.pool_, nullptr)), id_(other.id_) {}
+  OwnedPage& operator=(OwnedPage&& other) noexcept;
+  OwnedPage(const OwnedPage&) = delete;
+  OwnedPage& operator=(const OwnedPage&) = delete;
+  ~OwnedPage();
+
+  PageId id() const { return id_; }
+
+  // Makes the page immutable and findable. If the identity is already held by another page, that
+  // page is the answer and this one is free again.
+  [[nodiscard]] SealedPage seal(const Digest& identity) &&;
+  // The same for a partial page: it can be leased by its identity, but is not kept as cache.
+  [[nodiscard]] SealedPage seal_tail(const Digest& identity) &&;
+
+ private:
+  friend class PagePool;
+  OwnedPage(PagePool& pool, PageId id) : pool_(&pool), id_(id) {}
+
+  PagePool* pool_;
+  PageId id_;
+};
+
+class [[nodiscard]] SealedPage {
+ public:
+  SealedPage(SealedPage&& other) noexcept
+      : pool_(std::exchange(other.pool_, nullptr)), id_(other.id_) {}
+  SealedPage& operator=(SealedPage&& other) noexcept;
+  SealedPage(const SealedPage&) = delete;
+  SealedPage& operator=(const SealedPage&) = delete;
+  ~SealedPage();
+
+  PageId id() const { return id_; }
+
+  [[nodiscard]] SealedPage share() const;
+  // Gives up this reference for a writable page of the same content, once `copy` has been made.
+  [[nodiscard]] OwnedPage copy_on_write(OwnedPage&& blank, PageCopy& copy) &&;
+
+ private:
+  friend class PagePool;
+  friend class LeasedPage;
+  SealedPage(PagePool& pool, PageId id) : pool_(&pool), id_(id) {}
+
+  PagePool* pool_;
+  PageId id_;
+};
+
+// A reference held for a remote reader; counted apart so that leased pages can be told.
+class [[nodiscard]] LeasedPage {
+ public:
+  explicit LeasedPage(SealedPage&& page);
+  LeasedPage(LeasedPage&& other) noexcept
+      : pool_(std::exchange(other.pool_, nullptr)), page_(std::move(other.page_)) {}
+  LeasedPage& operator=(LeasedPage&&) = delete;
+  LeasedPage(const LeasedPage&) = delete;
+  LeasedPage& operator=(const LeasedPage&) = delete;
+  ~LeasedPage();
+
+  PageId id() const { return page_.id(); }
+
+ private:
+  PagePool* pool_;
+  SealedPage page_;
+};
+
+class PagePool {
+ public:
+  explicit PagePool(std::size_t pages);
+  PagePool(const PagePool&) = delete;
+  PagePool& operator=(const PagePool&) = delete;
+
+  // A free page, else the coldest unreferenced sealed one; nothing when all are in use.
+  [[nodiscard]] std::optional<OwnedPage> allocate();
+  // A reference to the page of this identity.
+  [[nodiscard]] std::optional<SealedPage> find(const Digest& identity);
+  bool holds(const Digest& identity) const { return index_.find(identity) != kNoEntry; }
+  // The content is suspect: if nobody else uses the page, nobody will find it again, and it is
+  // freed with this reference.
+  void forget_unshared(const SealedPage& page);
+
+  std::size_t total() const { return pages_.size(); }
+  std::size_t free() const { return free_.size(); }
+  std::size_t cached() const { return cached_; }
+  std::size_t owned() const { return owned_; }
+  std::size_t referenced() const { return total() - free() - cached_ - owned_; }
+  std::size_t leased() const { return leased_; }
+  std::size_t available() const { return free() + cached_; }
+
+  // Identities that left the index since the list was last taken (full pages only).
+  std::vector<Digest>& evicted() { return evicted_; }
+  // Identities of all full pages in the index, in page order.
+  [[nodiscard]] std::vector<Digest> held() const;
+  // Evictable pages, the next to go first.
+  [[nodiscard]] std::vector<PageId> coldest_first() const;
+  // Of the page's identity, while it can be found by it; else of nothing.
+  Digest findable_identity(PageId id) const { return at(id).indexed ? at(id).identity : kRoot; }
+  // Empty when the pool's own bookkeeping is consistent. `references` counts handles per page as
+  // its owners see them (owned: 1).
+  [[nodiscard]] const char* audit(const std::vector<std::uint32_t>& references) const;
+
+ private:
+  friend class OwnedPage;
+  friend class SealedPage;
+  friend class LeasedPage;
+
+  enum class Use : std::uint8_t { kFree, kOwned, kSealed };
+  struct Page {
+    Digest identity;
+    std::uint32_t references = 0;
+    std::uint32_t leases = 0;
+    std::int32_t colder = -1;  // neighbours in the list of unreferenced sealed pages
+    std::int32_t warmer = -1;
+    Use use = Use::kFree;
+    bool indexed = false;
+    bool tail = false;
+  };
+
+  static constexpr std::int32_t kNoEntry = PrefixIndex::kNone;
+
+  Page& at(PageId id) { return pages_[static_cast<std::size_t>(raw(id))]; }
+  const Page& at(PageId id) const { return pages_[static_cast<std::size_t>(raw(id))]; }
+  SealedPage seal(PageId id, const Digest& identity, bool tail);
+  void acquire(PageId id);
+  void release(PageId id);
+  void free_owned(PageId id);
+  void to_free(PageId id);
+  void unindex(PageId id);
+  void link_warmest(PageId id);
+  void unlink(PageId id);
+
+  std::vector<Page> pages_;
+  std::vector<PageId> free_;
+  PrefixIndex index_;
+  std::vector<Digest> evicted_;
+  std::int32_t coldest_ = -1;
+  std::int32_t warmest_ = -1;
+  std::size_t cached_ = 0;
+  std::size_t owned_ = 0;
+  std::size_t leased_ = 0;
+};
+
+}  // namespace baton

@@ -1,0 +1,80 @@
+// The pages of one request, in token order: shared sealed ones first, then writable ones.
+#pragma once
+
+#include <cassert>
+#include <utility>
+#include <vector>
+
+#include "baton/ids.h"
+#include "baton/page_pool.h"
+
+namespace baton {
+
+class [[nodiscard]] PageTable {
+ public:
+  PageTable() = default;
+  PageTable(PageTable&&) noexcept = default;
+  PageTable& operator=(PageTable&& other) noexcept {
+    clear();
+    sealed_ = std::move(other.sealed_);
+    owned_ = std::move(other.owned_);
+    first_owned_ = std::exchange(other.first_owned_, 0);
+    return *this;
+  }
+  PageTable(const PageTable&) = delete;
+  PageTable& operator=(const PageTable&) = delete;
+  ~PageTable() { clear(); }
+
+  std::size_t size() const { return sealed_.size() + owned(); }
+  std::size_t sealed() const { return sealed_.size(); }
+  std::size_t owned() const { return owned_.size() - first_owned_; }
+  void reserve(std::size_t pages) { sealed_.reserve(pages); }
+
+  PageId operator[](std::size_t index) const {
+    return index < sealed_.size() ? sealed_[index].id()
+                                  : owned_[first_owned_ + index - sealed_.size()].id();
+  }
+  const SealedPage& sealed_page(std::size_t index) const { return sealed_[index]; }
+
+  // Sealed pages go in front of every writable one.
+  void append(SealedPage&& page) {
+    assert(owned() == 0);
+    sealed_.push_back(std::move(page));
+  }
+  void append(OwnedPage&& page) { owned_.push_back(std::move(page)); }
+
+  // Seals the first writable page and says which page now holds the identity.
+  PageId seal_next(const Digest& identity) {
+    sealed_.push_back(take_first_owned().seal(identity));
+    return sealed_.back().id();
+  }
+  PageId seal_tail(const Digest& identity) {
+    sealed_.push_back(take_first_owned().seal_tail(identity));
+    return sealed_.back().id();
+  }
+
+  // Writable pages are dropped first, then references from the last page to the first, so that a
+  // prefix outlives its continuations in the cache.
+  void clear() {
+    owned_.clear();
+    first_owned_ = 0;
+    while (!sealed_.empty()) sealed_.pop_back();
+  }
+
+ private:
+  OwnedPage take_first_owned() {
+    assert(owned() > 0);
+    OwnedPage page = std::move(owned_[first_owned_]);
+    if (++first_owned_ == owned_.size()) {
+      owned_.clear();
+      first_owned_ = 0;
+    }
+    return page;
+  }
+
+  std::vector<SealedPage> sealed_;
+  std::vector<OwnedPage> owned_;
+  std::size_t first_owned_ = 0;  // those before it have been sealed
+};
+
+}  // namespace baton

@@ -1,0 +1,123 @@
+// What a step tells the executor and what its completion tells the engine: flat arrays, allocated
+// once, that Python views without copies. Columns are named here and nowhere else.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "baton/ids.h"
+#include "baton/page_pool.h"
+#include "baton/prefix_hash.h"
+
+namespace baton {
+
+enum class RowKind : std::int32_t { kPrefill = 0, kDecode = 1 };
+
+struct Row {
+  std::int32_t slot;
+  std::int32_t query_tokens;
+  std::int32_t context_tokens;  // in KV before this step
+  std::int32_t samples;         // 0 or 1
+  std::int32_t token_offset;    // into token_ids
+  RowKind kind;
+};
+static_assert(sizeof(Row) == 6 * sizeof(std::int32_t));
+
+struct PageDelta {
+  std::int32_t slot;
+  std::int32_t page_index;
+  std::int32_t page;
+};
+static_assert(sizeof(PageDelta) == 3 * sizeof(std::int32_t));
+
+struct FetchPage {
+  std::int32_t page_index;
+  std::int32_t page;
+};
+
+struct AdmittedRow {
+  std::int32_t slot;
+  std::int32_t reused_tokens;
+};
+
+struct Plan {
+  std::vector<Row> rows;
+  std::vector<RequestId> requests;
+  std::vector<Token> token_ids;
+  std::vector<PageDelta> page_deltas;
+  std::vector<std::int32_t> slot_resets;
+  std::vector<PageCopy> copies;
+  std::vector<RequestId> fetch_requests;
+  std::vector<FetchPage> fetch_pages;
+  std::vector<Digest> fetch_hashes;
+  std::vector<RequestId> admitted_requests;
+  std::vector<AdmittedRow> admitted;
+  std::vector<RequestId> started_requests;
+  std::vector<RequestId> finished_requests;
+  std::vector<std::int32_t> finished_reasons;
+  std::vector<RequestId> retracted;
+  std::vector<RequestId> expired_requests;
+  std::vector<Digest> evicted_hashes;
+  std::size_t sampling_rows = 0;
+
+  void reserve(std::size_t running, std::size_t step_tokens) {
+    rows.reserve(running);
+    requests.reserve(running);
+    token_ids.reserve(step_tokens);
+    page_deltas.reserve(running + step_tokens);
+    slot_resets.reserve(running);
+  }
+
+  void clear() {
+    rows.clear();
+    requests.clear();
+    token_ids.clear();
+    page_deltas.clear();
+    slot_resets.clear();
+    copies.clear();
+    fetch_requests.clear();
+    fetch_pages.clear();
+    fetch_hashes.clear();
+    admitted_requests.clear();
+    admitted.clear();
+    started_requests.clear();
+    finished_requests.clear();
+    finished_reasons.clear();
+    retracted.clear();
+    expired_requests.clear();
+    evicted_hashes.clear();
+    sampling_rows = 0;
+  }
+};
+
+struct Completion {
+  std::vector<std::int32_t> sealed_pages;
+  std::vector<Digest> sealed_hashes;
+  std::vector<RequestId> sealed_requests;
+  std::vector<std::int32_t> sealed_indices;
+  std::vector<RequestId> finished_requests;
+  std::vector<std::int32_t> finished_reasons;
+  std::vector<RequestId> prefilled_requests;
+
+  void reserve(std::size_t running, std::size_t sealed) {
+    sealed_pages.reserve(sealed);
+    sealed_hashes.reserve(sealed);
+    sealed_requests.reserve(sealed);
+    sealed_indices.reserve(sealed);
+    finished_requests.reserve(running);
+    finished_reasons.reserve(running);
+    prefilled_requests.reserve(running);
+  }
+
+  void clear() {
+    sealed_pages.clear();
+    sealed_hashes.clear();
+    sealed_requests.clear();
+    sealed_indices.clear();
+    finished_requests.clear();
+    finished_reasons.clear();
+    prefilled_requests.clear();
+  }
+};
+
+}  // namespace baton

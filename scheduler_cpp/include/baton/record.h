@@ -1,0 +1,164 @@
+// One live request: its state, where it is listed, and how many rows of steps in flight it has.
+#pragma once
+
+#include <algorithm>
+#include <cassert>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "baton/events.h"
+#include "baton/request.h"
+
+namespace baton {
+
+class Record {
+ public:
+  Record(RequestId id, std::uint64_t arrival, std::int32_t priority, Queued&& state)
+      : id(id), arrival(arrival), priority(priority), state(std::move(state)) {}
+  Record(const Record&) = delete;
+  Record& operator=(const Record&) = delete;
+
+  const RequestId id;
+  const std::uint64_t arrival;  // order of submission
+  const std::int32_t priority;  // higher goes first
+  State state;
+
+  // Who wins when pages are short: higher priority, then the older one. Smaller wins.
+  std::pair<std::int64_t, std::uint64_t> rank() const {
+    return {-static_cast<std::int64_t>(priority), arrival};
+  }
+
+  template <class S>
+  S& as() {
+    S* state_as = std::get_if<S>(&state);
+    assert(state_as);
+    return *state_as;
+  }
+  template <class S>
+  bool is() const {
+    return std::holds_alternative<S>(state);
+  }
+
+  // The proof that no step has a row of this request, if that is so.
+  [[nodiscard]] std::optional<Idle> idle() const {
+    return claims_ == 0 ? std::optional<Idle>(Idle()) : std::nullopt;
+  }
+  std::uint32_t claims() const { return claims_; }
+
+ private:
+  friend class RowClaim;
+  friend class RecordList;
+  std::uint32_t claims_ = 0;
+  Record* previous_ = nullptr;
+  Record* next_ = nullptr;
+};
+
+// A row of a step in flight. While it lives, its request cannot settle nor be retracted, so its
+// slot and pages stay.
+class [[nodiscard]] RowClaim {
+ public:
+  RowClaim(Record& record, std::uint32_t tokens, bool samples)
+      : record_(&record), tokens_(tokens), samples_(samples) {
+    ++record.claims_;
+  }
+  RowClaim(RowClaim&& other) noexcept
+      : record_(std::exchange(other.record_, nullptr)),
+        tokens_(other.tokens_),
+        samples_(other.samples_) {}
+  RowClaim& operator=(RowClaim&&) = delete;
+  RowClaim(const RowClaim&) = delete;
+  RowClaim& operator=(const RowClaim&) = delete;
+  ~RowClaim() {
+    if (record_) --record_->claims_;
+  }
+
+  std::uint32_t tokens() const { return tokens_; }
+  bool samples() const { return samples_; }
+  // Ends the claim and gives the request back.
+  [[nodiscard]] Record& settle() && {
+    Record* record = std::exchange(record_, nullptr);
+    --record->claims_;
+    return *record;
+  }
+
+ private:
+  Record* record_;
+  std::uint32_t tokens_;
+  bool samples_;
+};
+
+// A list of records; each is in one list at most. All operations are O(1) but the ordered insert,
+// which walks past those that win.
+class RecordList {
+ public:
+  Record* front() const { return head_; }
+  static Record* after(const Record& record) { return record.next_; }
+  std::size_t size() const { return size_; }
+
+  void push_back(Record& record) { insert_before(nullptr, record); }
+  void insert_by_rank(Record& record) {
+    Record* at = head_;
+    while (at && at->rank() < record.rank()) at = at->next_;
+    insert_before(at, record);
+  }
+  void remove(Record& record) {
+    (record.previous_ ? record.previous_->next_ : head_) = record.next_;
+    (record.next_ ? record.next_->previous_ : tail_) = record.previous_;
+    record.previous_ = record.next_ = nullptr;
+    --size_;
+  }
+
+ private:
+  void insert_before(Record* at, Record& record) {
+    record.next_ = at;
+    record.previous_ = at ? at->previous_ : tail_;
+    (record.previous_ ? record.previous_->next_ : head_) = &record;
+    (at ? at->previous_ : tail_) = &record;
+    ++size_;
+  }
+
+  Record* head_ = nullptr;
+  Record* tail_ = nullptr;
+  std::size_t size_ = 0;
+};
+
+// Requests with rows to compute, by rank. Leaving makes a hole, which the next walk closes.
+class RunningList {
+ public:
+  void reserve(std::size_t requests) { entries_.reserve(requests * 2); }
+  std::size_t extent() const { return entries_.size(); }
+  std::size_t size() const { return live_; }
+  Record* at(std::size_t index) const { return entries_[index].record; }  // null: a hole
+
+  void insert(Record& record) {
+    auto at = entries_.end();
+    while (at != entries_.begin() && std::prev(at)->rank > record.rank()) --at;
+    entries_.insert(at, {record.rank(), &record});
+    ++live_;
+  }
+  void remove(const Record& record) {
+    auto at =
+        std::lower_bound(entries_.begin(), entries_.end(), record.rank(),
+                         [](const Entry& entry, const auto& rank) { return entry.rank < rank; });
+    // A hole of the same request may stand before it, if it left and came back between two walks.
+    while (at->record != &record) ++at;
+    at->record = nullptr;
+    --live_;
+  }
+  // Closes holes.
+  void compact() {
+    if (live_ == entries_.size()) return;
+    std::erase_if(entries_, [](const Entry& entry) { return entry.record == nullptr; });
+  }
+
+ private:
+  struct Entry {
+    std::pair<std::int64_t, std::uint64_t> rank;
+    Record* record;
+  };
+  std::vector<Entry> entries_;
+  std::size_t live_ = 0;
+};
+
+}  // namespace baton

@@ -1,0 +1,272 @@
+// The states of a request as move-only types, and every legal way from one to the next.
+//
+// A state owns what the request holds in it: tokens, slot, pages, the ticket of a fetch. A
+// transition that leaves a state is `&&`-qualified and consumes it; one that stays is `&`. A pair
+// (state, event) without an `on` here does not compile, and transition_table.h proves that these
+// overloads are exactly its accepted cells.
+#pragma once
+
+#include <optional>
+#include <utility>
+#include <variant>
+
+#include "baton/events.h"
+#include "baton/ids.h"
+#include "baton/page_table.h"
+#include "baton/sequence.h"
+#include "baton/slot_pool.h"
+
+namespace baton {
+
+class Queued;
+class Fetching;
+class Prefilling;
+class Prefilled;
+class Decoding;
+class Retracted;
+class Draining;
+class Finished;
+
+// Moves only; no default construction, no copies.
+#define BATON_MOVE_ONLY(State)         \
+  State(State&&) noexcept = default;   \
+  State& operator=(State&&) = default; \
+  State(const State&) = delete;        \
+  State& operator=(const State&) = delete
+
+class [[nodiscard]] Queued {
+ public:
+  explicit Queued(SequencePtr sequence) : sequence_(std::move(sequence)) {}
+  BATON_MOVE_ONLY(Queued);
+
+  Sequence& sequence() const { return *sequence_; }
+
+  [[nodiscard]] Fetching on(AdmittedToFetch&& event) &&;
+  [[nodiscard]] Prefilling on(AdmittedToCompute&& event) &&;
+  [[nodiscard]] Finished on(Cancelled) &&;
+
+ private:
+  SequencePtr sequence_;
+};
+
+// Holds a slot and all pages of its prompt; peers' pages are being read into the writable ones.
+class [[nodiscard]] Fetching {
+ public:
+  BATON_MOVE_ONLY(Fetching);
+
+  Sequence& sequence() const { return *sequence_; }
+  const PageTable& pages() const { return pages_; }
+  SlotId slot() const { return slot_.id(); }
+  // Pages before this index are complete: local hits and arrivals.
+  std::size_t arrived() const { return arrived_; }
+  // One past the last page that the fetch was asked for.
+  std::size_t wanted() const { return wanted_; }
+  // Whether a first token would make it decode.
+  bool complete() const { return arrived_ == pages_.size(); }
+  // Whether computing can go on in place: the last token's page is still writable.
+  bool can_compute() const { return pages_.owned() > 0; }
+
+  void on(PagesArrived event) & { arrived_ += event.count; }
+  // Full pages that arrived are sealed in order, each becoming findable.
+  PageId seal_next() { return pages_.seal_next(sequence_->identity(pages_.sealed())); }
+
+  [[nodiscard]] Prefilling on(FetchGaveUp) &&;
+  [[nodiscard]] Decoding on(FetchCompleted event) &&;
+  [[nodiscard]] Retracted on(Retract) &&;
+  [[nodiscard]] Draining on(Cancelled) &&;
+
+ private:
+  friend class Queued;
+  Fetching(SequencePtr sequence, AdmittedToFetch&& event, std::size_t wanted)
+      : sequence_(std::move(sequence)),
+        slot_(std::move(event.slot)),
+        pages_(std::move(event.pages)),
+        ticket_(std::move(event.ticket)),
+        arrived_(pages_.sealed()),
+        wanted_(wanted) {}
+
+  SequencePtr sequence_;
+  Slot slot_;
+  PageTable pages_;
+  FetchTicket ticket_;
+  std::size_t arrived_;
+  std::size_t wanted_;
+};
+
+// Holds a slot and all pages of its tokens; `computed` of them are in KV.
+class [[nodiscard]] Prefilling {
+ public:
+  BATON_MOVE_ONLY(Prefilling);
+
+  Sequence& sequence() const { return *sequence_; }
+  const PageTable& pages() const { return pages_; }
+  SlotId slot() const { return slot_.id(); }
+  std::size_t computed() const { return computed_; }
+  std::size_t remaining() const { return sequence_->tokens.size() - computed_; }
+
+  void on(ChunkComputed event) & { computed_ += event.tokens; }
+  bool can_seal() const { return pages_.sealed() < computed_ / sequence_->page_size; }
+  PageId seal_next() { return pages_.seal_next(sequence_->identity(pages_.sealed())); }
+
+  [[nodiscard]] Decoding on(PromptComputed event) &&;
+  [[nodiscard]] Prefilled on(PromptHandedOut event) &&;
+  [[nodiscard]] Draining on(Stopped) &&;
+  [[nodiscard]] Retracted on(Retract) &&;
+  [[nodiscard]] Draining on(Cancelled) &&;
+
+ private:
+  friend class Queued;
+  friend class Fetching;
+  friend class Retracted;
+  Prefilling(SequencePtr sequence, Slot&& slot, PageTable&& pages, std::size_t computed)
+      : sequence_(std::move(sequence)),
+        slot_(std::move(slot)),
+        pages_(std::move(pages)),
+        computed_(computed) {}
+
+  SequencePtr sequence_;
+  Slot slot_;
+  PageTable pages_;
+  std::size_t computed_;
+};
+
+// Its prompt is computed and sealed to the last token; a reader takes it until the deadline.
+class [[nodiscard]] Prefilled {
+ public:
+  BATON_MOVE_ONLY(Prefilled);
+
+  Sequence& sequence() const { return *sequence_; }
+  const PageTable& pages() const { return pages_; }
+  Micros hold_deadline() const { return hold_deadline_; }
+
+  // A partial last page is sealed under its own identity. Says which page that is now.
+  PageId seal_tail() { return pages_.seal_tail(sequence_->prompt_tail_identity()); }
+
+  [[nodiscard]] Finished on(HandedOver) &&;
+  [[nodiscard]] Finished on(HoldExpired) &&;
+  [[nodiscard]] Finished on(Cancelled) &&;
+
+ private:
+  friend class Prefilling;
+  Prefilled(SequencePtr sequence, PageTable&& pages, Micros hold_deadline)
+      : sequence_(std::move(sequence)), pages_(std::move(pages)), hold_deadline_(hold_deadline) {}
+
+  SequencePtr sequence_;
+  PageTable pages_;
+  Micros hold_deadline_;
+};
+
+// All tokens but the last one are in KV; a step feeds the last and samples the next.
+class [[nodiscard]] Decoding {
+ public:
+  BATON_MOVE_ONLY(Decoding);
+
+  Sequence& sequence() const { return *sequence_; }
+  const PageTable& pages() const { return pages_; }
+  SlotId slot() const { return slot_.id(); }
+  std::size_t computed() const { return computed_; }
+  Token last_token() const { return last_token_; }
+  // Whether the next token's KV has no page yet.
+  bool needs_page() const { return computed_ == capacity_; }
+
+  void grow(OwnedPage&& page) {
+    pages_.append(std::move(page));
+    capacity_ += sequence_->page_size;
+  }
+  void on(TokenSampled event) & {
+    ++computed_;
+    last_token_ = event.token;
+    sequence_->tokens.push_back(event.token);
+  }
+  bool can_seal() const { return computed_ == capacity_ && pages_.owned() > 0; }
+  PageId seal_next() { return pages_.seal_next(sequence_->identity(pages_.sealed())); }
+
+  [[nodiscard]] Draining on(Stopped) &&;
+  [[nodiscard]] Retracted on(Retract) &&;
+  [[nodiscard]] Draining on(Cancelled) &&;
+
+ private:
+  friend class Fetching;
+  friend class Prefilling;
+  Decoding(SequencePtr sequence, Slot&& slot, PageTable&& pages, Token token)
+      : sequence_(std::move(sequence)),
+        slot_(std::move(slot)),
+        pages_(std::move(pages)),
+        computed_(sequence_->tokens.size()),
+        capacity_(pages_.size() * sequence_->page_size),
+        last_token_(token) {
+    sequence_->tokens.push_back(token);
+  }
+
+  SequencePtr sequence_;
+  Slot slot_;
+  PageTable pages_;
+  std::size_t computed_;
+  std::size_t capacity_;  // tokens that fit its pages
+  Token last_token_;
+};
+
+// Gave everything back under pressure but its tokens, which will be computed again.
+class [[nodiscard]] Retracted {
+ public:
+  BATON_MOVE_ONLY(Retracted);
+
+  Sequence& sequence() const { return *sequence_; }
+
+  [[nodiscard]] Prefilling on(AdmittedToCompute&& event) &&;
+  [[nodiscard]] Finished on(Cancelled) &&;
+
+ private:
+  friend class Fetching;
+  friend class Prefilling;
+  friend class Decoding;
+  explicit Retracted(SequencePtr sequence) : sequence_(std::move(sequence)) {}
+
+  SequencePtr sequence_;
+};
+
+// Over, but a step or a fetch still uses its pages.
+class [[nodiscard]] Draining {
+ public:
+  BATON_MOVE_ONLY(Draining);
+
+  const PageTable& pages() const { return pages_; }
+  bool fetch_in_flight() const { return ticket_.has_value(); }
+
+  void on(FetchGaveUp) & { ticket_.reset(); }
+  void on(FetchCompleted) & { ticket_.reset(); }
+
+  // Only when no fetch is in flight either.
+  [[nodiscard]] Finished on(Settled) &&;
+
+ private:
+  friend class Fetching;
+  friend class Prefilling;
+  friend class Decoding;
+  Draining(Slot&& slot, PageTable&& pages, std::optional<FetchTicket> ticket)
+      : slot_(std::move(slot)), pages_(std::move(pages)), ticket_(std::move(ticket)) {}
+
+  Slot slot_;
+  PageTable pages_;
+  std::optional<FetchTicket> ticket_;
+};
+
+// Holds nothing. Its record is dropped.
+class [[nodiscard]] Finished {
+ public:
+  BATON_MOVE_ONLY(Finished);
+
+ private:
+  friend class Queued;
+  friend class Prefilled;
+  friend class Retracted;
+  friend class Draining;
+  Finished() = default;
+};
+
+#undef BATON_MOVE_ONLY
+
+using State =
+    std::variant<Queued, Fetching, Prefilling, Prefilled, Decoding, Retracted, Draining, Finished>;
+
+}  // namespace baton

@@ -1,0 +1,137 @@
+// Who gets in: by priority, the retracted before the new, tenants in fair turns, all or nothing.
+#include <algorithm>
+
+#include "lifecycle.h"
+
+namespace baton {
+
+Record* Scheduler::next_to_admit() const {
+  Record* retracted = retracted_.front();
+  Record* queued = queued_.front();
+  if (!retracted || !queued) return retracted ? retracted : queued;
+  return queued->priority > retracted->priority ? queued : retracted;
+}
+
+// Pages that admission leaves alone so that running decodes are not retracted at once. Nothing is
+// kept back when nothing runs: then whoever fits the pool must get in.
+std::size_t Scheduler::headroom() const {
+  return std::min(population_[kStateIndex<Decoding>], pool_.total() / 32);
+}
+
+// The head of the queue is looked at again when pages came free, and now and then because its
+// prefix may have become shared; never every step, since matching costs its prompt's pages.
+bool Scheduler::blocked(const Record& record) const {
+  return blocked_ && blocked_->request == record.id && running_.size() > 0 &&
+         pool_.available() <= blocked_->available && plans_ < blocked_->retry_at;
+}
+
+PageTable Scheduler::match(Sequence& sequence, std::size_t most) {
+  PageTable pages;
+  while (pages.sealed() < most) {
+    std::optional<SealedPage> page = pool_.find(sequence.identity(pages.sealed()));
+    if (!page) break;
+    pages.append(std::move(*page));
+  }
+  return pages;
+}
+
+// Whether a running prompt is about to seal the page that this one lacks first: then it waits some
+// steps for that page and all that follow it, instead of computing them a second time. (Sub-agents
+// start together with one long prefix.) The other one runs, so this ends.
+bool Scheduler::being_computed(Sequence& sequence, std::size_t index) const {
+  const Digest& wanted = sequence.identity(index);
+  for (const Record* record : prefilling_) {
+    if (!record->is<Prefilling>()) continue;  // retracted in this plan
+    const Prefilling& ahead = std::get<Prefilling>(record->state);
+    const std::vector<Digest>& identities = ahead.sequence().identities;
+    if (index >= ahead.pages().sealed() && index < identities.size() &&
+        identities[index] == wanted) {
+      return true;
+    }
+  }
+  return false;
+}
+
+Scheduler::Admitted Scheduler::admit(Record& record) {
+  Sequence& sequence =
+      record.is<Queued>() ? record.as<Queued>().sequence() : record.as<Retracted>().sequence();
+  const std::size_t total = pages_for(sequence.tokens.size(), config_.page_size);
+  const std::size_t reusable = (sequence.tokens.size() - 1) / config_.page_size;
+  const bool awaits = record.is<Queued>() && sequence.goal == Goal::kAwait;
+  const std::size_t fetchable = record.is<Retracted>() ? 0
+                                : awaits               ? total
+                                                       : std::min(sequence.fetch_pages, reusable);
+  if (budget_ == 0 && fetchable == 0) return Admitted::kNoBudget;
+
+  std::size_t reused;
+  {
+    PageTable pages = match(sequence, awaits ? sequence.full_pages() : reusable);
+    reused = pages.sealed();
+    const bool fetches = awaits || fetchable > reused;
+    if (!fetches && chunk_limit() == 0) return Admitted::kNoBudget;
+    if (!fetches && reused < reusable && being_computed(sequence, reused)) {
+      return Admitted::kBehindItsPrefix;
+    }
+    if (pool_.available() < total - reused + headroom()) {
+      pages.clear();
+      blocked_ = Blocked{record.id, pool_.available(), plans_ + 16};
+      return Admitted::kNoPages;
+    }
+    pages.reserve(pages_for(sequence.prompt_tokens + sequence.max_new_tokens, config_.page_size));
+    while (pages.size() < total) pages.append(*pool_.allocate());
+    Slot slot = *slots_.take();
+    if (record.is<Retracted>()) {
+      retracted_.remove(record);
+      become(record, std::move(record.as<Retracted>())
+                         .on(AdmittedToCompute{std::move(slot), std::move(pages)}));
+    } else if (fetches) {
+      queued_.serve(record, sequence.key, sequence.tokens.size());
+      become(record,
+             std::move(record.as<Queued>())
+                 .on(AdmittedToFetch{std::move(slot), std::move(pages), FetchTicket::issue()}));
+    } else {
+      queued_.serve(record, sequence.key, sequence.tokens.size());
+      become(
+          record,
+          std::move(record.as<Queued>()).on(AdmittedToCompute{std::move(slot), std::move(pages)}));
+    }
+  }
+  blocked_.reset();
+  announce(record, reused);
+  return Admitted::kYes;
+}
+
+// The executor learns the slot's pages, the engine the slot; a fetch learns its targets.
+void Scheduler::announce(Record& record, std::size_t reused_pages) {
+  const bool fetching = record.is<Fetching>();
+  const SlotId slot = fetching ? record.as<Fetching>().slot() : record.as<Prefilling>().slot();
+  const PageTable& pages =
+      fetching ? record.as<Fetching>().pages() : record.as<Prefilling>().pages();
+  const std::size_t reused_tokens = reused_pages * config_.page_size;
+  next_.admitted_requests.push_back(record.id);
+  next_.admitted.push_back({raw(slot), static_cast<std::int32_t>(reused_tokens)});
+  reused_tokens_ += reused_tokens;
+  for (std::size_t index = 0; index < pages.size(); ++index) {
+    next_.page_deltas.push_back({raw(slot), static_cast<std::int32_t>(index), raw(pages[index])});
+  }
+  if (fetching) {
+    start_fetch(record);
+  } else {
+    enter_running(record);
+    prefilling_.push_back(&record);
+    add_chunk_row(record);
+  }
+}
+
+void Scheduler::start_fetch(Record& record) {
+  const Fetching& fetching = record.as<Fetching>();
+  Sequence& sequence = fetching.sequence();
+  for (std::size_t index = fetching.arrived(); index < fetching.wanted(); ++index) {
+    next_.fetch_requests.push_back(record.id);
+    next_.fetch_pages.push_back({static_cast<std::int32_t>(index), raw(fetching.pages()[index])});
+    next_.fetch_hashes.push_back(index < sequence.full_pages() ? sequence.identity(index)
+                                                               : sequence.prompt_tail_identity());
+  }
+}
+
+}  // namespace baton

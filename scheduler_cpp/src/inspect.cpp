@@ -1,0 +1,171 @@
+// Looking without touching: counters, lookups, and the invariants that tests hold on to.
+#include <algorithm>
+
+#include "lifecycle.h"
+
+namespace baton {
+namespace {
+
+// The pages a state holds; null for states that hold none.
+const PageTable* pages_in(const State& state) {
+  if (const auto* s = std::get_if<Fetching>(&state)) return &s->pages();
+  if (const auto* s = std::get_if<Prefilling>(&state)) return &s->pages();
+  if (const auto* s = std::get_if<Prefilled>(&state)) return &s->pages();
+  if (const auto* s = std::get_if<Decoding>(&state)) return &s->pages();
+  if (const auto* s = std::get_if<Draining>(&state)) return &s->pages();
+  return nullptr;
+}
+
+}  // namespace
+
+Stats Scheduler::stats() const {
+  const auto in = [this](std::size_t index) { return population_[index]; };
+  Stats stats{};
+  stats.total_pages = pool_.total();
+  stats.free_pages = pool_.free();
+  stats.cached_pages = pool_.cached();
+  stats.owned_pages = pool_.owned();
+  stats.referenced_pages = pool_.referenced();
+  stats.leased_pages = pool_.leased();
+  stats.quarantined_pages = quarantined_;
+  stats.waiting = in(kStateIndex<Queued>) + in(kStateIndex<Retracted>);
+  stats.running = in(kStateIndex<Prefilling>) + in(kStateIndex<Decoding>);
+  stats.fetching = in(kStateIndex<Fetching>);
+  stats.prefilled = in(kStateIndex<Prefilled>);
+  stats.draining = in(kStateIndex<Draining>);
+  stats.leases = leases_.size();
+  stats.computed_tokens = computed_tokens_;
+  stats.generated_tokens = generated_tokens_;
+  stats.reused_tokens = reused_tokens_;
+  stats.fetched_tokens = fetched_tokens_;
+  stats.retractions = retractions_;
+  return stats;
+}
+
+std::size_t Scheduler::lookup(std::span<const Token> tokens, SipKey key) const {
+  Digest parent = kRoot;
+  std::size_t held = 0;
+  while (held + config_.page_size <= tokens.size()) {
+    parent = page_identity(key, parent, tokens.subspan(held, config_.page_size));
+    if (!pool_.holds(parent)) break;
+    held += config_.page_size;
+  }
+  return held;
+}
+
+std::string_view Scheduler::state_of(RequestId request) const {
+  const Record* record = find(request);
+  return record ? kStateNames[record->state.index()] : std::string_view();
+}
+
+std::vector<std::int32_t> Scheduler::pages_of(RequestId request) const {
+  std::vector<std::int32_t> ids;
+  const Record* record = find(request);
+  const PageTable* pages = record ? pages_in(record->state) : nullptr;
+  for (std::size_t i = 0; pages && i < pages->size(); ++i) ids.push_back(raw((*pages)[i]));
+  return ids;
+}
+
+std::string Scheduler::check_invariants() const {
+  std::vector<std::uint32_t> references(pool_.total(), 0);
+  const auto count = [&](PageId page) { ++references[static_cast<std::size_t>(raw(page))]; };
+  std::array<std::size_t, kStateNames.size()> population{};
+  std::size_t slots = 0, quarantined = 0, claims = 0;
+  for (const auto& [id, record] : records_) {
+    ++population[record->state.index()];
+    claims += record->claims();
+    slots += record->is<Fetching>() || record->is<Prefilling>() || record->is<Decoding>() ||
+             record->is<Draining>();
+    if (const PageTable* pages = pages_in(record->state)) {
+      for (std::size_t i = 0; i < pages->size(); ++i) count((*pages)[i]);
+    }
+    if (const auto* draining = std::get_if<Draining>(&record->state)) {
+      if (draining->fetch_in_flight()) quarantined += draining->pages().size();
+      if (!draining->fetch_in_flight() && record->claims() == 0) {
+        return "a draining request waits for nothing";
+      }
+    }
+    if (const auto* prefilled = std::get_if<Prefilled>(&record->state)) {
+      if (prefilled->pages().owned() > 0) return "a prefilled request has a writable page";
+    }
+    if (const auto* decoding = std::get_if<Decoding>(&record->state)) {
+      const std::size_t pages = decoding->pages().size() * config_.page_size;
+      if (decoding->computed() > pages) return "a decoding request computed past its pages";
+      if (decoding->computed() + 1 != decoding->sequence().tokens.size()) {
+        return "a decoding request lacks more than its last token";
+      }
+      if (decoding->pages().sealed() * config_.page_size > decoding->computed()) {
+        return "a decoding request has sealed a page that is not computed";
+      }
+    }
+    if (const auto* prefilling = std::get_if<Prefilling>(&record->state)) {
+      if (prefilling->remaining() == 0) return "a prefilling request has nothing to compute";
+    }
+  }
+  leases_.for_each_page(count);
+  if (const char* broken = pool_.audit(references); *broken) return broken;
+  if (population != population_) return "the population counts are off";
+  if (quarantined != quarantined_) return "the count of quarantined pages is off";
+  if (slots + slots_.free() != slots_.total()) return "slots are not conserved";
+  if (population[kStateIndex<Queued>] != queued_.size()) return "the queue is off";
+  if (population[kStateIndex<Retracted>] != retracted_.size()) return "the retracted are off";
+  if (population[kStateIndex<Prefilled>] != prefilled_.size()) return "the held are off";
+  if (population[kStateIndex<Prefilling>] + population[kStateIndex<Decoding>] != running_.size()) {
+    return "the running list is off";
+  }
+  if (claims != (steps_.empty() ? 0 : steps_.oldest().rows.size())) return "row claims are off";
+  return {};
+}
+
+std::vector<std::uint64_t> Scheduler::fingerprint() const {
+  std::vector<std::uint64_t> print;
+  std::vector<std::int32_t> names(pool_.total(), -1);
+  std::int32_t named = 0;
+  const auto put = [&](auto value) { print.push_back(static_cast<std::uint64_t>(value)); };
+  const auto put_page = [&](PageId page) {
+    std::int32_t& name = names[static_cast<std::size_t>(raw(page))];
+    const bool first = name < 0;
+    if (first) name = named++;
+    put(name);
+    if (first) put(pool_.findable_identity(page).lo);
+  };
+
+  std::vector<const Record*> records;
+  for (const auto& [id, record] : records_) records.push_back(record.get());
+  std::sort(records.begin(), records.end(),
+            [](const Record* a, const Record* b) { return a->arrival < b->arrival; });
+  for (const Record* record : records) {
+    put(record->id);
+    put(record->state.index());
+    put(record->claims());
+    if (const auto* s = std::get_if<Fetching>(&record->state)) put(s->arrived());
+    if (const auto* s = std::get_if<Prefilling>(&record->state)) {
+      put(s->computed());
+      put(s->sequence().tokens.size());
+    }
+    if (const auto* s = std::get_if<Decoding>(&record->state)) put(s->computed());
+    if (const auto* s = std::get_if<Retracted>(&record->state)) put(s->sequence().tokens.size());
+    if (const auto* s = std::get_if<Draining>(&record->state)) put(s->fetch_in_flight());
+    if (const auto* s = std::get_if<Prefilled>(&record->state)) put(s->hold_deadline() - now_);
+    const PageTable* pages = pages_in(record->state);
+    put(pages ? pages->size() : 0);
+    for (std::size_t i = 0; pages && i < pages->size(); ++i) put_page((*pages)[i]);
+  }
+  for (const Record* r = prefilled_.front(); r; r = RecordList::after(*r)) put(r->id);
+  leases_.for_each([&](const std::vector<LeasedPage>& pages, Micros deadline) {
+    put(deadline - now_);
+    for (const LeasedPage& page : pages) put_page(page.id());
+  });
+  put(pool_.free());
+  for (const PageId page : pool_.coldest_first()) put_page(page);
+  if (blocked_) {
+    put(blocked_->request);
+    put(blocked_->available);
+    put(blocked_->retry_at > plans_ ? blocked_->retry_at - plans_ : 0);
+  }
+  put(steps_.empty() ? 0 : steps_.oldest().rows.size());
+  put(next_.finished_requests.size());
+  return print;
+}
+
+}  // namespace baton

@@ -1,0 +1,242 @@
+// Submission, cancelling, fetches and hand-over: events that arrive between steps.
+#include "lifecycle.h"
+
+#include <algorithm>
+
+namespace baton {
+
+std::string Config::problem() const {
+  const auto at_least_one = [](const char* name, std::size_t value) {
+    return value >= 1 ? std::string()
+                      : std::string(name) + " is " + std::to_string(value) + ": must be at least 1";
+  };
+  for (const auto& [name, value] :
+       {std::pair{"page_size", page_size}, std::pair{"num_pages", num_pages},
+        std::pair{"max_running", max_running}, std::pair{"max_step_tokens", max_step_tokens},
+        std::pair{"max_chunk_tokens", max_chunk_tokens}, std::pair{"max_context", max_context},
+        std::pair{"max_waiting", max_waiting}}) {
+    if (auto text = at_least_one(name, value); !text.empty()) return text;
+    if (value > 0x3fffffff) {
+      return std::string(name) + " is " + std::to_string(value) + ": must be at most 2^30 - 1";
+    }
+  }
+  if (max_step_tokens < max_running) {
+    return "max_step_tokens is " + std::to_string(max_step_tokens) +
+           ": must be at least max_running (" + std::to_string(max_running) +
+           "), since every running request may decode one token in a step";
+  }
+  if (hold_us < 0) return "hold_us is " + std::to_string(hold_us) + ": must not be negative";
+  return {};
+}
+
+Scheduler::Scheduler(const Config& config)
+    : config_(config), pool_(config.num_pages), slots_(config.max_running, next_.slot_resets) {
+  const std::size_t most_sealed =
+      config.max_running + config.max_step_tokens / config.page_size + 1;
+  next_.reserve(config.max_running, config.max_step_tokens);
+  current_.reserve(config.max_running, config.max_step_tokens);
+  completion_.reserve(config.max_running, most_sealed);
+  running_.reserve(config.max_running);
+  prefilling_.reserve(config.max_running);
+  steps_.reserve(config.max_running);
+}
+
+// ---------------------------------------------------------------- requests
+
+Admission Scheduler::submit(const Submission& submission) {
+  const std::size_t prompt = submission.tokens.size();
+  const std::size_t most = prompt + submission.max_new_tokens;
+  if (records_.contains(submission.request)) return Admission::kDuplicate;
+  if (most > config_.max_context) return Admission::kTooLong;
+  // The last sampled token is never fed back, so its KV needs no room.
+  const std::size_t kept = submission.goal == Goal::kHandOver ? prompt : most - 1;
+  if (pages_for(kept, config_.page_size) > pool_.total()) return Admission::kNeverFits;
+  if (queued_.size() >= config_.max_waiting) return Admission::kQueueFull;
+
+  SequencePtr sequence =
+      sequences_.make(submission.request, submission.goal, submission.key, config_.page_size,
+                      submission.tokens, submission.max_new_tokens, submission.fetch_pages);
+  auto record = record_slab_.make(submission.request, ++arrivals_, submission.priority,
+                                  Queued(std::move(sequence)));
+  ++population_[record->state.index()];
+  queued_.push(*record, submission.key);
+  records_.emplace(submission.request, std::move(record));
+  return Admission::kAccepted;
+}
+
+Reply Scheduler::cancel(RequestId request) {
+  Record* record = find(request);
+  if (!record) return Reply::kIgnored;
+  const Reply reply = kTable.answer<Cancelled>(record->state);
+  if (reply != Reply::kAccepted) return reply;
+  const Cancelled event;
+  if (record->is<Queued>()) {
+    queued_.remove(*record, record->as<Queued>().sequence().key);
+    become(*record, std::move(record->as<Queued>()).on(event));
+    drop(*record);
+  } else if (record->is<Retracted>()) {
+    retracted_.remove(*record);
+    become(*record, std::move(record->as<Retracted>()).on(event));
+    drop(*record);
+  } else if (record->is<Prefilled>()) {
+    prefilled_.remove(*record);
+    become(*record, std::move(record->as<Prefilled>()).on(event));
+    drop(*record);
+  } else if (record->is<Fetching>()) {
+    quarantined_ += record->as<Fetching>().pages().size();
+    become(*record, std::move(record->as<Fetching>()).on(event));
+    settle(*record);
+  } else if (record->is<Prefilling>()) {
+    running_.remove(*record);
+    become(*record, std::move(record->as<Prefilling>()).on(event));
+    settle(*record);
+  } else {
+    running_.remove(*record);
+    become(*record, std::move(record->as<Decoding>()).on(event));
+    settle(*record);
+  }
+  return reply;
+}
+
+// ---------------------------------------------------------------- fetches
+
+Reply Scheduler::pages_arrived(RequestId request, std::size_t first_index, std::size_t count) {
+  Record* record = find(request);
+  if (!record) return Reply::kIgnored;
+  const Reply reply = kTable.answer<PagesArrived>(record->state);
+  if (reply != Reply::kAccepted) return reply;
+  Fetching& fetching = record->as<Fetching>();
+  const std::size_t end = first_index + count;
+  if (end <= fetching.arrived()) return Reply::kIgnored;
+  if (first_index != fetching.arrived() || end > fetching.wanted()) return Reply::kRejected;
+
+  Sequence& sequence = fetching.sequence();
+  for (std::size_t index = first_index; index < end; ++index) {
+    if (index >= sequence.full_pages()) {  // the tail stays writable: decoding goes on in it
+      fetched_tokens_ += sequence.tokens.size() - index * config_.page_size;
+      continue;
+    }
+    fetched_tokens_ += config_.page_size;
+    const PageId before = fetching.pages()[index];
+    const PageId after = fetching.seal_next();
+    if (before != after) {
+      next_.page_deltas.push_back(
+          {raw(fetching.slot()), static_cast<std::int32_t>(index), raw(after)});
+    }
+  }
+  fetching.on(PagesArrived{count});
+  return reply;
+}
+
+Reply Scheduler::fetch_ended(RequestId request, std::optional<Token> first_token, bool finish,
+                             Micros now) {
+  at_least(now);
+  Record* record = find(request);
+  if (!record) return Reply::kIgnored;
+  const Reply reply = first_token ? kTable.answer<FetchCompleted>(record->state)
+                                  : kTable.answer<FetchGaveUp>(record->state);
+  if (reply != Reply::kAccepted) return reply;
+  if (record->is<Draining>()) {
+    Draining& draining = record->as<Draining>();
+    if (!draining.fetch_in_flight()) return Reply::kIgnored;
+    quarantined_ -= draining.pages().size();
+    draining.on(FetchGaveUp{});
+    settle(*record);
+    return reply;
+  }
+
+  Fetching& fetching = record->as<Fetching>();
+  const Sequence& sequence = fetching.sequence();
+  if (sequence.goal == Goal::kAwait && first_token && fetching.complete()) {
+    next_.started_requests.push_back(request);
+    ++generated_tokens_;
+    become(*record, std::move(fetching).on(FetchCompleted{*first_token}));
+    enter_running(*record);
+    const Sequence& started = record->as<Decoding>().sequence();
+    if (finish || started.generated() >= started.max_new_tokens) {
+      stop<Decoding>(*record, finish ? FinishReason::kFlag : FinishReason::kLength,
+                     next_.finished_requests, next_.finished_reasons);
+    }
+  } else if (fetching.can_compute()) {
+    become(*record, std::move(fetching).on(FetchGaveUp{}));
+    enter_running(*record);
+  } else {
+    // Every page is sealed, but the last token's logits are wanted: it must come back for a
+    // writable last page. All others will be found again.
+    retract<Fetching>(*record);
+  }
+  return reply;
+}
+
+// ---------------------------------------------------------------- the holder's side
+
+LeaseId Scheduler::grant(std::span<const Digest> identities, Micros now, Micros ttl,
+                         std::vector<std::int32_t>& pages) {
+  at_least(now);
+  leases_.expire(now_);
+  pages.clear();
+  std::vector<LeasedPage> leased;
+  for (const Digest& identity : identities) {
+    std::optional<SealedPage> page = pool_.find(identity);
+    if (!page) break;
+    pages.push_back(raw(page->id()));
+    leased.emplace_back(std::move(*page));
+  }
+  return leased.empty() ? 0 : leases_.grant(std::move(leased), now_ + ttl);
+}
+
+bool Scheduler::renew(LeaseId lease, Micros now, Micros ttl) {
+  at_least(now);
+  return leases_.renew(lease, now_, now_ + ttl);
+}
+
+Verdict Scheduler::release(LeaseId lease, Micros now) {
+  at_least(now);
+  return leases_.release(lease, now_);
+}
+
+Reply Scheduler::handed_over(RequestId request) {
+  Record* record = find(request);
+  if (!record) return Reply::kIgnored;
+  const Reply reply = kTable.answer<HandedOver>(record->state);
+  if (reply != Reply::kAccepted) return reply;
+  prefilled_.remove(*record);
+  become(*record, std::move(record->as<Prefilled>()).on(HandedOver{}));
+  drop(*record);
+  return reply;
+}
+
+// ---------------------------------------------------------------- records
+
+Record* Scheduler::find(RequestId request) const {
+  const auto found = records_.find(request);
+  return found == records_.end() ? nullptr : found->second.get();
+}
+
+void Scheduler::enter_running(Record& record) {
+  running_.insert(record);
+}
+
+void Scheduler::retract_running(Record& record) {
+  running_.remove(record);
+  if (record.is<Decoding>()) {
+    retract<Decoding>(record);
+  } else {
+    retract<Prefilling>(record);
+  }
+}
+
+void Scheduler::settle(Record& record) {
+  if (record.as<Draining>().fetch_in_flight()) return;
+  std::optional<Idle> idle = record.idle();
+  if (!idle) return;
+  become(record, std::move(record.as<Draining>()).on(Settled{*idle}));
+  drop(record);
+}
+
+void Scheduler::drop(Record& record) {
+  --population_[record.state.index()];
+  records_.erase(record.id);
+}
+
+}  // namespace baton

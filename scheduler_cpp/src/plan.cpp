@@ -1,0 +1,124 @@
+// One step: decode everybody, then prompt chunks, then admissions.
+#include <algorithm>
+
+#include "lifecycle.h"
+
+namespace baton {
+
+Step Scheduler::plan(Micros now) {
+  at_least(now);
+  ++plans_;
+  expire(now_);
+  budget_ = config_.max_step_tokens;
+  plan_decodes();
+  chunk_budget_ =
+      config_.role == Role::kDecode ? std::min(budget_, config_.max_chunk_tokens) : budget_;
+  plan_chunks();
+  plan_admissions();
+  std::swap(next_.evicted_hashes, pool_.evicted());
+  std::swap(next_, current_);
+  next_.clear();
+  if (!current_.rows.empty()) steps_.launch(plans_);
+  return Step(*this, current_, plans_);
+}
+
+// Costs what is due, not what is held.
+void Scheduler::expire(Micros now) {
+  leases_.expire(now);
+  while (Record* record = prefilled_.front()) {
+    if (record->as<Prefilled>().hold_deadline() >= now) break;
+    prefilled_.remove(*record);
+    next_.expired_requests.push_back(record->id);
+    become(*record, std::move(record->as<Prefilled>()).on(HoldExpired{}));
+    drop(*record);
+  }
+}
+
+void Scheduler::plan_decodes() {
+  running_.compact();
+  prefilling_.clear();
+  for (std::size_t i = 0; i < running_.extent(); ++i) {
+    Record* record = running_.at(i);
+    if (!record) continue;  // retracted a moment ago
+    if (record->is<Prefilling>()) {
+      prefilling_.push_back(record);
+      continue;
+    }
+    if (record->as<Decoding>().needs_page() && !give_page(*record, i)) continue;
+    add_decode_row(*record);
+  }
+}
+
+// A page for the next token of the running request at `index`; the youngest make room. False: it
+// was itself the youngest, and is retracted.
+bool Scheduler::give_page(Record& record, std::size_t index) {
+  std::optional<OwnedPage> page = pool_.allocate();
+  while (!page) {
+    Record* victim = youngest_after(index);
+    retract_running(victim ? *victim : record);
+    if (!victim) return false;
+    page = pool_.allocate();
+  }
+  Decoding& decoding = record.as<Decoding>();
+  next_.page_deltas.push_back(
+      {raw(decoding.slot()), static_cast<std::int32_t>(decoding.pages().size()), raw(page->id())});
+  decoding.grow(std::move(*page));
+  return true;
+}
+
+// Rows are planned oldest first, so whoever stands after `index` has none in this step yet.
+Record* Scheduler::youngest_after(std::size_t index) const {
+  for (std::size_t i = running_.extent(); i-- > index + 1;) {
+    Record* record = running_.at(i);
+    if (record && record->claims() == 0) return record;
+  }
+  return nullptr;
+}
+
+void Scheduler::add_decode_row(Record& record) {
+  const Decoding& decoding = record.as<Decoding>();
+  next_.rows.push_back({raw(decoding.slot()), 1, static_cast<std::int32_t>(decoding.computed()), 1,
+                        static_cast<std::int32_t>(next_.token_ids.size()), RowKind::kDecode});
+  next_.requests.push_back(record.id);
+  next_.token_ids.push_back(decoding.last_token());
+  ++next_.sampling_rows;
+  steps_.spare().rows.emplace_back(record, 1, true);
+  --budget_;
+}
+
+std::size_t Scheduler::chunk_limit() const {
+  return std::min({budget_, chunk_budget_, config_.max_chunk_tokens});
+}
+
+void Scheduler::plan_chunks() {
+  for (Record* record : prefilling_) {
+    if (chunk_limit() == 0) return;
+    add_chunk_row(*record);
+  }
+}
+
+void Scheduler::add_chunk_row(Record& record) {
+  const Prefilling& prefilling = record.as<Prefilling>();
+  const std::size_t chunk = std::min(prefilling.remaining(), chunk_limit());
+  const bool samples = chunk == prefilling.remaining();
+  const std::span<const Token> tokens = prefilling.sequence().tokens.all();
+  const auto from = tokens.begin() + static_cast<std::ptrdiff_t>(prefilling.computed());
+  next_.rows.push_back({raw(prefilling.slot()), static_cast<std::int32_t>(chunk),
+                        static_cast<std::int32_t>(prefilling.computed()), samples,
+                        static_cast<std::int32_t>(next_.token_ids.size()), RowKind::kPrefill});
+  next_.requests.push_back(record.id);
+  next_.token_ids.insert(next_.token_ids.end(), from, from + static_cast<std::ptrdiff_t>(chunk));
+  next_.sampling_rows += samples;
+  steps_.spare().rows.emplace_back(record, static_cast<std::uint32_t>(chunk), samples);
+  budget_ -= chunk;
+  chunk_budget_ -= chunk;
+}
+
+void Scheduler::plan_admissions() {
+  while (Record* record = next_to_admit()) {
+    if (slots_.empty() || blocked(*record)) return;
+    if (admit(*record) != Admitted::kYes) return;
+  }
+}
+
+}  // namespace baton

@@ -1,0 +1,135 @@
+#include "baton/request.h"
+
+#include <algorithm>
+
+namespace baton {
+
+// ---------------------------------------------------------------- Queued
+
+Fetching Queued::on(AdmittedToFetch&& event) && {
+  const std::size_t wanted =
+      sequence_->goal == Goal::kAwait
+          ? event.pages.size()
+          : std::min(sequence_->fetch_pages, (sequence_->tokens.size() - 1) / sequence_->page_size);
+  return Fetching(std::move(sequence_), std::move(event), wanted);
+}
+
+Prefilling Queued::on(AdmittedToCompute&& event) && {
+  const std::size_t computed = event.pages.sealed() * sequence_->page_size;
+  return Prefilling(std::move(sequence_), std::move(event.slot), std::move(event.pages), computed);
+}
+
+Finished Queued::on(Cancelled) && {
+  const SequencePtr over = std::move(sequence_);
+  return Finished();
+}
+
+// ---------------------------------------------------------------- Fetching
+
+Prefilling Fetching::on(FetchGaveUp) && {
+  // The last token is always computed: its logits are wanted.
+  const std::size_t computed =
+      std::min(arrived_ * sequence_->page_size, sequence_->tokens.size() - 1);
+  return Prefilling(std::move(sequence_), std::move(slot_), std::move(pages_), computed);
+}
+
+Decoding Fetching::on(FetchCompleted event) && {
+  return Decoding(std::move(sequence_), std::move(slot_), std::move(pages_), event.first_token);
+}
+
+Retracted Fetching::on(Retract) && {
+  Fetching over = std::move(*this);
+  return Retracted(std::move(over.sequence_));
+}
+
+Draining Fetching::on(Cancelled) && {
+  const SequencePtr over = std::move(sequence_);
+  return Draining(std::move(slot_), std::move(pages_), std::move(ticket_));
+}
+
+// ---------------------------------------------------------------- Prefilling
+
+Decoding Prefilling::on(PromptComputed event) && {
+  return Decoding(std::move(sequence_), std::move(slot_), std::move(pages_), event.token);
+}
+
+Prefilled Prefilling::on(PromptHandedOut event) && {
+  const Slot over = std::move(slot_);
+  sequence_->tokens.push_back(event.token);
+  return Prefilled(std::move(sequence_), std::move(pages_), event.hold_deadline);
+}
+
+Draining Prefilling::on(Stopped) && {
+  const SequencePtr over = std::move(sequence_);
+  return Draining(std::move(slot_), std::move(pages_), std::nullopt);
+}
+
+Retracted Prefilling::on(Retract) && {
+  Prefilling over = std::move(*this);
+  return Retracted(std::move(over.sequence_));
+}
+
+Draining Prefilling::on(Cancelled) && {
+  const SequencePtr over = std::move(sequence_);
+  return Draining(std::move(slot_), std::move(pages_), std::nullopt);
+}
+
+// ---------------------------------------------------------------- Prefilled
+
+namespace {
+void let_go(SequencePtr&& sequence, PageTable&& pages) {
+  const SequencePtr over = std::move(sequence);
+  const PageTable given_back = std::move(pages);
+}
+}  // namespace
+
+Finished Prefilled::on(HandedOver) && {
+  let_go(std::move(sequence_), std::move(pages_));
+  return Finished();
+}
+
+Finished Prefilled::on(HoldExpired) && {
+  let_go(std::move(sequence_), std::move(pages_));
+  return Finished();
+}
+
+Finished Prefilled::on(Cancelled) && {
+  let_go(std::move(sequence_), std::move(pages_));
+  return Finished();
+}
+
+// ---------------------------------------------------------------- Decoding
+
+Draining Decoding::on(Stopped) && {
+  const SequencePtr over = std::move(sequence_);
+  return Draining(std::move(slot_), std::move(pages_), std::nullopt);
+}
+
+Retracted Decoding::on(Retract) && {
+  Decoding over = std::move(*this);
+  return Retracted(std::move(over.sequence_));
+}
+
+Draining Decoding::on(Cancelled) && {
+  const SequencePtr over = std::move(sequence_);
+  return Draining(std::move(slot_), std::move(pages_), std::nullopt);
+}
+
+// ---------------------------------------------------------------- Retracted, Draining
+
+Prefilling Retracted::on(AdmittedToCompute&& event) && {
+  const std::size_t computed = event.pages.sealed() * sequence_->page_size;
+  return Prefilling(std::move(sequence_), std::move(event.slot), std::move(event.pages), computed);
+}
+
+Finished Retracted::on(Cancelled) && {
+  const SequencePtr over = std::move(sequence_);
+  return Finished();
+}
+
+Finished Draining::on(Settled) && {
+  const Draining over = std::move(*this);
+  return Finished();
+}
+
+}  // namespace baton

@@ -1,0 +1,175 @@
+// Events: which mean something now, and what each does.
+#include "world.h"
+
+namespace baton::world {
+namespace {
+
+std::uint64_t mix(std::uint64_t a, std::uint64_t b) {
+  std::uint64_t x = a * 0x9e3779b97f4a7c15ULL + b + 0x632be59bd9b4e019ULL;
+  x ^= x >> 29;
+  x *= 0xbf58476d1ce4e5b9ULL;
+  x ^= x >> 32;
+  return x | 1;  // never garbage
+}
+
+}  // namespace
+
+std::string text(const Event& event) {
+  static const char* const names[] = {
+      "submit",     "plan",  "complete", "abandon",     "cancel", "arrive", "fetch-done",
+      "fetch-lost", "grant", "release",  "handed-over", "tick",   "stray"};
+  return std::string(names[static_cast<int>(event.kind)]) + " " + std::to_string(event.a);
+}
+
+World::World(const Setup& setup)
+    : setup_(setup),
+      scheduler_(setup.config),
+      requests_(setup.scripts.size()),
+      tables_(setup.config.max_running),
+      contents_(setup.config.num_pages, std::vector<Tag>(setup.config.page_size, kGarbage)),
+      remote_writer_(setup.config.num_pages, -1) {}
+
+void World::fail(const std::string& what) {
+  if (fault_.empty()) fault_ = what;
+}
+
+SipKey World::key(int request) const {
+  return {setup_.scripts[static_cast<std::size_t>(request)].tenant, 7};
+}
+
+void World::append(Request& request, Token token, std::uint64_t tenant) {
+  const Tag before = request.tags.empty() ? mix(tenant, 99) : request.tags.back();
+  request.tokens.push_back(token);
+  request.tags.push_back(mix(before, static_cast<std::uint64_t>(token)));
+}
+
+// What "the model" says after `position`: it depends on all tokens so far, and only on them.
+Token World::next_token(const Request& request, std::size_t position) const {
+  return static_cast<Token>(request.tags[position] >> 7 & 3);
+}
+
+// ---------------------------------------------------------------- events
+
+bool World::is_enabled(Event event) const {
+  const auto a = static_cast<std::size_t>(event.a);
+  const bool known = a < requests_.size();
+  switch (event.kind) {
+    case Kind::kSubmit:
+      return known && !requests_[a].submitted;
+    case Kind::kPlan:
+      return !step_;
+    case Kind::kComplete:
+      return step_ && (event.a == 0 || step_->plan().sampling_rows > 0);
+    case Kind::kAbandon:
+      return step_.has_value();
+    case Kind::kCancel:
+      return known && requests_[a].submitted && !requests_[a].over;
+    case Kind::kArrive: {
+      const auto fetch = fetches_.find(event.a);
+      return fetch != fetches_.end() && fetch->second.arrived < fetch->second.pages.size();
+    }
+    case Kind::kFetchDone: {
+      const auto fetch = fetches_.find(event.a);
+      return fetch != fetches_.end() && fetch->second.arrived == fetch->second.pages.size();
+    }
+    case Kind::kFetchLost:
+      return fetches_.contains(event.a);
+    case Kind::kGrant:
+      return known && requests_[a].submitted && leases_.size() < setup_.max_leases;
+    case Kind::kRelease:
+      return a < leases_.size();
+    case Kind::kHandedOver:
+      return known && scheduler_.state_of(a + 1) == "Prefilled";
+    case Kind::kTick:
+      return event.a == 0 || !leases_.empty() || scheduler_.stats().prefilled > 0;
+    case Kind::kStray:
+      return known && requests_[a].submitted && !fetches_.contains(event.a);
+  }
+  return false;
+}
+
+std::vector<Event> World::enabled() const {
+  std::vector<Event> events;
+  const auto offer = [&](Kind kind, std::size_t most) {
+    for (std::size_t a = 0; a < most; ++a) {
+      const Event event{kind, static_cast<std::uint8_t>(a)};
+      if (is_enabled(event)) events.push_back(event);
+    }
+  };
+  const std::size_t n = requests_.size();
+  offer(Kind::kPlan, 1);
+  offer(Kind::kComplete, 3);
+  offer(Kind::kAbandon, 1);
+  offer(Kind::kSubmit, n);
+  offer(Kind::kCancel, n);
+  offer(Kind::kArrive, n);
+  offer(Kind::kFetchDone, n);
+  offer(Kind::kFetchLost, n);
+  offer(Kind::kGrant, n);
+  offer(Kind::kRelease, leases_.size());
+  offer(Kind::kHandedOver, n);
+  if (is_enabled({Kind::kTick, 1})) events.push_back({Kind::kTick, 1});
+  offer(Kind::kStray, n);
+  return events;
+}
+
+bool World::apply(Event event) {
+  if (!fault_.empty() || !is_enabled(event)) return false;
+  const int a = event.a;
+  const auto id = static_cast<RequestId>(a + 1);
+  switch (event.kind) {
+    case Kind::kSubmit: {
+      Request& request = requests_[static_cast<std::size_t>(a)];
+      const Script& script = setup_.scripts[static_cast<std::size_t>(a)];
+      request.submitted = true;
+      for (const Token token : script.prompt) append(request, token, script.tenant);
+      const Admission admission =
+          scheduler_.submit({id, script.prompt, script.max_new_tokens, key(a), script.goal,
+                             script.fetch_pages, script.priority});
+      request.over = admission != Admission::kAccepted;
+      break;
+    }
+    case Kind::kPlan:
+      do_plan();
+      break;
+    case Kind::kComplete:
+      do_complete(a);
+      break;
+    case Kind::kAbandon:
+      do_abandon();
+      break;
+    case Kind::kCancel:
+      (void)scheduler_.cancel(id);
+      requests_[static_cast<std::size_t>(a)].over = true;
+      break;
+    case Kind::kArrive:
+      do_arrive(a);
+      break;
+    case Kind::kFetchDone:
+      do_fetch_end(a, true);
+      break;
+    case Kind::kFetchLost:
+      do_fetch_end(a, false);
+      break;
+    case Kind::kGrant:
+      do_grant(a);
+      break;
+    case Kind::kRelease:
+      do_release(static_cast<std::size_t>(a));
+      break;
+    case Kind::kHandedOver:
+      if (scheduler_.handed_over(id) != Reply::kAccepted) fail("a hand-over was not accepted");
+      requests_[static_cast<std::size_t>(a)].over = true;
+      break;
+    case Kind::kTick:
+      now_ += a ? kLongTime : 1;
+      break;
+    case Kind::kStray:
+      do_stray(a);
+      break;
+  }
+  check_all();
+  return true;
+}
+
+}  // namespace baton::world

@@ -1,0 +1,135 @@
+// The world around a scheduler: an executor that really keeps page contents, peers that really
+// write into target pages, readers that really look at leased pages. Driven by small events, it
+// knows what every position of every page must hold, and says so when the scheduler breaks it.
+//
+// The random driver and the explorer are both thin over this.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "baton/scheduler.h"
+
+namespace baton::world {
+
+// What a request will be when it is submitted.
+struct Script {
+  std::vector<Token> prompt;
+  std::size_t max_new_tokens = 1;
+  Goal goal = Goal::kGenerate;
+  std::size_t fetch_pages = 0;
+  std::uint64_t tenant = 0;
+  std::int32_t priority = 0;
+};
+
+struct Setup {
+  Config config;
+  std::vector<Script> scripts;
+  Micros lease_ttl = 5;
+  std::size_t max_leases = 1;
+};
+
+enum class Kind : std::uint8_t {
+  kSubmit,  // request a
+  kPlan,
+  kComplete,  // a: 0 all rows go on, 1 the first sampling row finishes, 2 it is poisoned
+  kAbandon,
+  kCancel,      // request a
+  kArrive,      // the next page of request a's fetch
+  kFetchDone,   // of request a, with a first token (if it may have one)
+  kFetchLost,   // of request a
+  kGrant,       // lease of request a's pages, tail included
+  kRelease,     // lease number a
+  kHandedOver,  // request a
+  kTick,        // time passes: a = 0 a little, 1 past every deadline
+  kStray,       // a late or duplicate event for request a: must change nothing it should not
+};
+
+struct Event {
+  Kind kind;
+  std::uint8_t a = 0;
+};
+std::string text(const Event& event);
+
+class World {
+ public:
+  explicit World(const Setup& setup);
+
+  // Events that mean something now, in a fixed order.
+  std::vector<Event> enabled() const;
+  // Applies it if it is enabled, and checks everything. False: it was not enabled.
+  bool apply(Event event);
+  // Off: events are applied unchecked (a path that was checked before).
+  void set_checking(bool checking) { checking_ = checking; }
+  // What broke; empty while nothing has.
+  const std::string& fault() const { return fault_; }
+  // Equal for worlds that behave alike (pages named in order of appearance, times relative).
+  std::vector<std::uint64_t> fingerprint() const;
+  const Scheduler& scheduler() const { return scheduler_; }
+  // Ends every fetch and lease, lets time pass and steps until nothing lives. Faults if that does
+  // not end, or if pages are then missing.
+  void drain();
+
+ private:
+  using Tag = std::uint64_t;  // what a position of a page holds: a hash of the tokens up to it
+  static constexpr Tag kGarbage = 0;
+  static constexpr Micros kLongTime = 1'000'000;  // past every deadline
+
+  struct Request {
+    bool submitted = false;
+    bool over = false;
+    std::vector<Token> tokens;
+    std::vector<Tag> tags;  // of each token
+    std::int32_t slot = -1;
+    std::size_t emitted = 0;
+  };
+  struct Fetch {
+    std::vector<std::pair<std::int32_t, std::int32_t>> pages;  // index, target
+    std::size_t arrived = 0;
+  };
+  struct LeaseSeen {
+    LeaseId id;
+    Micros deadline;
+    std::vector<std::int32_t> pages;
+    std::vector<std::vector<Tag>> contents;
+  };
+
+  bool is_enabled(Event event) const;
+  void do_plan();
+  void do_complete(int variant);
+  void do_abandon();
+  void do_arrive(int request);
+  void do_fetch_end(int request, bool done);
+  void do_grant(int request);
+  void do_release(std::size_t lease);
+  void do_stray(int request);
+  void take_plan();
+  void check_reads(const char* when);
+  void check_progress();
+  void check_all();
+  void fail(const std::string& what);
+  void append(Request& request, Token token, std::uint64_t tenant);
+  Token next_token(const Request& request, std::size_t position) const;
+  int script_of(RequestId request) const { return static_cast<int>(request) - 1; }
+  SipKey key(int request) const;
+  std::int32_t page_at(const Row& row, std::size_t position) const;
+
+  Setup setup_;
+  Scheduler scheduler_;
+  Micros now_ = 0;
+  std::vector<Request> requests_;
+  std::vector<std::vector<std::int32_t>> tables_;  // the executor's page tables, by slot
+  std::vector<std::vector<Tag>> contents_;         // by page
+  std::vector<int> remote_writer_;  // by page: request whose fetch may write it, or -1
+  std::map<int, Fetch> fetches_;
+  std::vector<LeaseSeen> leases_;
+  std::optional<Step> step_;
+  std::string fault_;
+  bool checking_ = true;
+};
+
+}  // namespace baton::world

@@ -1,0 +1,110 @@
+// Peers: fetches that write into target pages, leases that watch theirs, and events nobody awaits.
+#include <algorithm>
+
+#include "world.h"
+
+namespace baton::world {
+
+void World::do_arrive(int a) {
+  Fetch& fetch = fetches_[a];
+  const auto [index, page] = fetch.pages[fetch.arrived];
+  const Request& request = requests_[static_cast<std::size_t>(a)];
+  for (std::size_t i = 0; i < setup_.config.page_size; ++i) {
+    const std::size_t position = static_cast<std::size_t>(index) * setup_.config.page_size + i;
+    if (position >= setup_.scripts[static_cast<std::size_t>(a)].prompt.size()) break;
+    contents_[static_cast<std::size_t>(page)][i] = request.tags[position];
+  }
+  remote_writer_[static_cast<std::size_t>(page)] = -1;
+  ++fetch.arrived;
+  const bool fetching = scheduler_.state_of(static_cast<RequestId>(a + 1)) == "Fetching";
+  const Reply reply =
+      scheduler_.pages_arrived(static_cast<RequestId>(a + 1), static_cast<std::size_t>(index), 1);
+  if (fetching != (reply == Reply::kAccepted)) fail("an arrival was answered wrongly");
+}
+
+void World::do_fetch_end(int a, bool done) {
+  Fetch fetch = std::move(fetches_[a]);
+  fetches_.erase(a);
+  for (const auto& [index, page] : fetch.pages) {
+    int& writer = remote_writer_[static_cast<std::size_t>(page)];
+    if (writer == a) writer = -1;
+  }
+  const auto id = static_cast<RequestId>(a + 1);
+  Request& request = requests_[static_cast<std::size_t>(a)];
+  const bool awaits = setup_.scripts[static_cast<std::size_t>(a)].goal == Goal::kAwait;
+  const bool fetching = scheduler_.state_of(id) == "Fetching";
+  std::optional<Token> first;
+  if (done && awaits) first = next_token(request, request.tokens.size() - 1);
+  if (scheduler_.fetch_ended(id, first, false, now_) != Reply::kAccepted) {
+    fail("the end of a fetch was not accepted");
+  }
+  if (fetching && first) {
+    append(request, *first, setup_.scripts[static_cast<std::size_t>(a)].tenant);
+    ++request.emitted;
+  }
+}
+
+void World::do_grant(int a) {
+  const Request& request = requests_[static_cast<std::size_t>(a)];
+  const std::size_t prompt = setup_.scripts[static_cast<std::size_t>(a)].prompt.size();
+  std::vector<Digest> identities;
+  Digest parent = kRoot;
+  for (std::size_t at = 0; at < prompt; at += setup_.config.page_size) {
+    const std::size_t n = std::min(setup_.config.page_size, prompt - at);
+    parent = page_identity(key(a), parent, std::span(request.tokens).subspan(at, n));
+    identities.push_back(parent);
+  }
+  std::vector<std::int32_t> pages;
+  const LeaseId id = scheduler_.grant(identities, now_, setup_.lease_ttl, pages);
+  if ((id == 0) != pages.empty()) fail("a lease without pages, or pages without a lease");
+  if (id == 0) return;
+  LeaseSeen lease{id, now_ + setup_.lease_ttl, pages, {}};
+  for (std::size_t i = 0; i < pages.size(); ++i) {
+    const auto& content = contents_[static_cast<std::size_t>(pages[i])];
+    for (std::size_t k = 0; k < setup_.config.page_size; ++k) {
+      const std::size_t position = i * setup_.config.page_size + k;
+      if (position < prompt && content[k] != request.tags[position]) {
+        fail("a leased page does not hold what its identity says");
+      }
+    }
+    lease.contents.push_back(content);
+  }
+  leases_.push_back(std::move(lease));
+}
+
+void World::do_release(std::size_t index) {
+  const LeaseSeen lease = std::move(leases_[index]);
+  leases_.erase(leases_.begin() + static_cast<std::ptrdiff_t>(index));
+  const Verdict verdict = scheduler_.release(lease.id, now_);
+  if ((verdict == Verdict::kValid) != (now_ <= lease.deadline)) fail("a wrong verdict");
+  if (verdict != Verdict::kValid) return;
+  for (std::size_t i = 0; i < lease.pages.size(); ++i) {
+    if (contents_[static_cast<std::size_t>(lease.pages[i])] != lease.contents[i]) {
+      fail("a page changed under a lease that was judged valid");
+    }
+  }
+}
+
+// Events nobody waits for.
+void World::do_stray(int a) {
+  const auto id = static_cast<RequestId>(a + 1);
+  const Stats before = scheduler_.stats();
+  const auto pages = scheduler_.pages_of(id);
+  if (scheduler_.pages_arrived(id, 0, 1) == Reply::kAccepted) fail("a stray arrival was accepted");
+  if (scheduler_.fetch_ended(id, 3, false, now_) == Reply::kAccepted) {
+    fail("a stray end of a fetch was accepted");
+  }
+  if (scheduler_.fetch_ended(id, std::nullopt, false, now_) == Reply::kAccepted) {
+    fail("a stray loss of a fetch was accepted");
+  }
+  if (scheduler_.state_of(id) != "Prefilled" && scheduler_.handed_over(id) == Reply::kAccepted) {
+    fail("a stray hand-over was accepted");
+  }
+  const Stats after = scheduler_.stats();
+  if (before.free_pages != after.free_pages || before.owned_pages != after.owned_pages ||
+      pages != scheduler_.pages_of(id)) {
+    fail("a stray event changed something");
+  }
+}
+
+}  // namespace baton::world

@@ -1,0 +1,208 @@
+// The executor: page tables by deltas, rows that read and write contents.
+#include <algorithm>
+#include <set>
+
+#include "world.h"
+
+namespace baton::world {
+
+void World::do_plan() {
+  step_.emplace(scheduler_.plan(now_));
+  take_plan();
+  if (step_->plan().rows.empty()) {
+    check_progress();
+    step_.reset();
+  }
+}
+
+std::int32_t World::page_at(const Row& row, std::size_t position) const {
+  const auto& table = tables_[static_cast<std::size_t>(row.slot)];
+  const std::size_t index = position / setup_.config.page_size;
+  return index < table.size() ? table[index] : -1;
+}
+
+// The executor's part: tables, fetches, then what the rows say.
+void World::take_plan() {
+  const Plan& plan = step_->plan();
+  for (const std::int32_t slot : plan.slot_resets) tables_[static_cast<std::size_t>(slot)].clear();
+  for (const PageDelta& delta : plan.page_deltas) {
+    auto& table = tables_[static_cast<std::size_t>(delta.slot)];
+    if (table.size() <= static_cast<std::size_t>(delta.page_index)) {
+      table.resize(static_cast<std::size_t>(delta.page_index) + 1, -1);
+    }
+    table[static_cast<std::size_t>(delta.page_index)] = delta.page;
+  }
+  for (std::size_t i = 0; i < plan.fetch_requests.size(); ++i) {
+    const int a = script_of(plan.fetch_requests[i]);
+    const FetchPage page = plan.fetch_pages[i];
+    int& writer = remote_writer_[static_cast<std::size_t>(page.page)];
+    if (writer >= 0) fail("a fetch targets a page that another fetch may still write");
+    writer = a;
+    std::fill(contents_[static_cast<std::size_t>(page.page)].begin(),
+              contents_[static_cast<std::size_t>(page.page)].end(), kGarbage);
+    fetches_[a].pages.emplace_back(page.page_index, page.page);
+  }
+  for (std::size_t i = 0; i < plan.admitted_requests.size(); ++i) {
+    const int a = script_of(plan.admitted_requests[i]);
+    requests_[static_cast<std::size_t>(a)].slot = plan.admitted[i].slot;
+    // An AWAIT request waits for its first token even if it has every page.
+    if (scheduler_.state_of(plan.admitted_requests[i]) == "Fetching") fetches_.try_emplace(a);
+  }
+  for (const RequestId id : plan.finished_requests) {
+    requests_[static_cast<std::size_t>(script_of(id))].over = true;
+  }
+  for (const RequestId id : plan.expired_requests) {
+    requests_[static_cast<std::size_t>(script_of(id))].over = true;
+  }
+
+  std::set<std::int32_t> written;
+  std::size_t offset = 0, tokens = 0;
+  bool prefill_seen = false;
+  for (std::size_t i = 0; i < plan.rows.size(); ++i) {
+    const Row& row = plan.rows[i];
+    const Request& request = requests_[static_cast<std::size_t>(script_of(plan.requests[i]))];
+    if (row.slot != request.slot) fail("a row has another slot than its request");
+    if (row.query_tokens < 1) fail("a row without tokens");
+    if (static_cast<std::size_t>(row.token_offset) != offset) fail("token offsets have gaps");
+    prefill_seen |= row.kind == RowKind::kPrefill;
+    if (prefill_seen && row.kind == RowKind::kDecode) fail("a decode row after a prefill row");
+    for (std::int32_t t = 0; t < row.query_tokens; ++t) {
+      const auto position = static_cast<std::size_t>(row.context_tokens + t);
+      if (plan.token_ids[offset + static_cast<std::size_t>(t)] != request.tokens[position]) {
+        fail("a row feeds another token than its request has there");
+      }
+      const std::int32_t page = page_at(row, position);
+      if (page < 0) {
+        fail("a row writes where its slot has no page");
+        return;
+      }
+      written.insert(page);
+      if (remote_writer_[static_cast<std::size_t>(page)] >= 0) {
+        fail("a row writes a page that a fetch may still write");
+      }
+    }
+    offset += static_cast<std::size_t>(row.query_tokens);
+    tokens += static_cast<std::size_t>(row.query_tokens);
+  }
+  if (tokens > setup_.config.max_step_tokens) fail("a step exceeds its token budget");
+  if (offset != plan.token_ids.size()) fail("token ids and rows differ in length");
+  if (!checking_) return;
+
+  // One writer a page: nobody else holds a page that a row writes, and no lease covers it.
+  for (const std::int32_t page : written) {
+    int holders = 0;
+    for (std::size_t a = 0; a < requests_.size(); ++a) {
+      for (const std::int32_t held : scheduler_.pages_of(a + 1)) holders += held == page;
+    }
+    if (holders != 1) fail("a row writes a page that has " + std::to_string(holders) + " holders");
+    for (const LeaseSeen& lease : leases_) {
+      if (lease.deadline >= now_ &&
+          std::find(lease.pages.begin(), lease.pages.end(), page) != lease.pages.end()) {
+        fail("a row writes a leased page");
+      }
+    }
+  }
+  check_reads("planned");
+}
+
+// Everything a row attends to must be there: a hit implies written pages.
+void World::check_reads(const char* when) {
+  if (!checking_) return;
+  const Plan& plan = step_->plan();
+  for (std::size_t i = 0; i < plan.rows.size(); ++i) {
+    const Row& row = plan.rows[i];
+    const Request& request = requests_[static_cast<std::size_t>(script_of(plan.requests[i]))];
+    for (std::int32_t p = 0; p < row.context_tokens; ++p) {
+      const auto position = static_cast<std::size_t>(p);
+      const std::int32_t page = page_at(row, position);
+      if (page < 0 ||
+          contents_[static_cast<std::size_t>(page)][position % setup_.config.page_size] !=
+              request.tags[position]) {
+        fail(std::string("a row reads what was never written, when ") + when);
+        return;
+      }
+    }
+  }
+}
+
+void World::do_complete(int variant) {
+  check_reads("completed");
+  if (!fault_.empty()) return;
+  const Plan& plan = step_->plan();
+  std::vector<Token> tokens;
+  std::vector<std::uint8_t> flags;
+  std::vector<int> sampled;
+  for (std::size_t i = 0; i < plan.rows.size(); ++i) {
+    const Row& row = plan.rows[i];
+    const int a = script_of(plan.requests[i]);
+    const Request& request = requests_[static_cast<std::size_t>(a)];
+    for (std::int32_t t = 0; t < row.query_tokens; ++t) {
+      const auto position = static_cast<std::size_t>(row.context_tokens + t);
+      const auto page = static_cast<std::size_t>(page_at(row, position));
+      contents_[page][position % setup_.config.page_size] = request.tags[position];
+    }
+    if (!row.samples) continue;
+    const auto last = static_cast<std::size_t>(row.context_tokens + row.query_tokens - 1);
+    if (last + 1 != request.tokens.size()) fail("a row samples before its last token");
+    flags.push_back(tokens.empty() ? static_cast<std::uint8_t>(variant) : std::uint8_t{0});
+    tokens.push_back(next_token(request, last));
+    sampled.push_back(a);
+  }
+  const auto outcome = scheduler_.complete(*step_, tokens, flags, now_);
+  step_.reset();
+  const auto* completion = std::get_if<const Completion*>(&outcome);
+  if (!completion) return fail("a completion was refused");
+  for (std::size_t i = 0; i < sampled.size(); ++i) {
+    Request& request = requests_[static_cast<std::size_t>(sampled[i])];
+    if (flags[i] == 2) continue;
+    append(request, tokens[i], setup_.scripts[static_cast<std::size_t>(sampled[i])].tenant);
+    ++request.emitted;
+  }
+  for (std::size_t i = 0; i < (*completion)->finished_requests.size(); ++i) {
+    const int a = script_of((*completion)->finished_requests[i]);
+    Request& request = requests_[static_cast<std::size_t>(a)];
+    if (request.over) fail("a request finished after it was over");
+    request.over = true;
+    if ((*completion)->finished_reasons[i] == static_cast<std::int32_t>(FinishReason::kLength) &&
+        request.emitted != setup_.scripts[static_cast<std::size_t>(a)].max_new_tokens) {
+      fail("a request finished with too few or too many tokens");
+    }
+  }
+  for (std::size_t i = 0; i < (*completion)->sealed_pages.size(); ++i) {
+    const Request& request =
+        requests_[static_cast<std::size_t>(script_of((*completion)->sealed_requests[i]))];
+    const auto& content = contents_[static_cast<std::size_t>((*completion)->sealed_pages[i])];
+    const auto first =
+        static_cast<std::size_t>((*completion)->sealed_indices[i]) * setup_.config.page_size;
+    for (std::size_t p = first; p < first + setup_.config.page_size && p < request.tags.size() &&
+                                p + 1 < request.tokens.size();
+         ++p) {
+      if (content[p - first] != request.tags[p]) return fail("a page was sealed unwritten");
+    }
+  }
+}
+
+void World::do_abandon() {
+  // The forward may have written anything into the pages it was given to write.
+  const Plan& plan = step_->plan();
+  for (const Row& row : plan.rows) {
+    for (std::int32_t t = 0; t < row.query_tokens; ++t) {
+      const auto position = static_cast<std::size_t>(row.context_tokens + t);
+      const auto page = static_cast<std::size_t>(page_at(row, position));
+      contents_[page][position % setup_.config.page_size] = kGarbage;
+    }
+  }
+  if (scheduler_.abandon(*step_)) fail("abandoning was refused");
+  step_.reset();
+}
+
+// With nothing to compute, either nothing lives or an answer from outside is awaited.
+void World::check_progress() {
+  const Stats stats = scheduler_.stats();
+  if (stats.waiting + stats.running == 0) return;
+  if (stats.fetching + stats.prefilled + stats.leases > 0 || !fetches_.empty()) return;
+  fail("stuck: " + std::to_string(stats.waiting) + " waiting, " + std::to_string(stats.running) +
+       " running, nothing planned, nothing awaited");
+}
+
+}  // namespace baton::world

@@ -1,0 +1,40 @@
+"""What the kvstore is told at its start."""
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+
+class KvstoreConfig(BaseModel):
+    """One kvstore process: a directory and a DRAM tier."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field("kvstore", min_length=1, description="name in the directory")
+    listen: str = Field("127.0.0.1:7300", description="host:port of its gRPC services")
+    advertise: str | None = Field(
+        None, description="host:port by which workers reach it; `listen` when unset"
+    )
+    metrics: str | None = Field(None, description="host:port of /metrics; none when unset")
+    capacity_mb: int = Field(256, ge=0, description="MiB of the DRAM tier; 0: directory only")
+    in_flight_mb: int = Field(64, ge=1, description="MiB that offloads move at a time")
+    offload_delay_s: float = Field(
+        0.25, ge=0, description="how long a published page waits: hand-overs go first"
+    )
+    lease_ttl_s: float = Field(10.0, ge=1, le=60, description="longest lease between renewals")
+    holder_timeout_s: float = Field(
+        7.0,
+        ge=1,
+        description="silence after which a holder is forgotten; heartbeats come every 2 s",
+    )
+    watcher_queue: int = Field(
+        1024, ge=1, description="events a slow watcher may lag behind before it is cut off"
+    )
+
+    @field_validator("listen", "advertise", "metrics")
+    @classmethod
+    def _address(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        host, colon, port = value.rpartition(":")
+        if not (host and colon and port.isdigit() and int(port) < 65536):
+            raise ValueError(f"{value!r} is not host:port, such as 127.0.0.1:7300")
+        return value

@@ -1,0 +1,162 @@
+"""One kvstore's state: directory, watchers, and the tier once somebody has published."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+
+from baton.v1 import errors_pb2 as errors
+from baton.v1 import kv_pb2 as pb
+from baton_kvstore.config import KvstoreConfig
+from baton_kvstore.directory import Directory, PageHash
+from baton_kvstore.offload import Offloader
+from baton_kvstore.tier import TIER, Tier, TierHolder, make_tier
+from baton_kvstore.watchers import Watchers
+from baton_rpc import Refusal
+from baton_telemetry import KvstoreMetrics
+from baton_transfer import WIRE_VERSION, KvPeerServicer, differing_field
+
+log = logging.getLogger("baton.kvstore")
+
+_TICK_S = 0.5
+
+
+class Store:
+    """Ties the parts together. Used on one event loop."""
+
+    def __init__(self, config: KvstoreConfig, me: pb.Peer, metrics: KvstoreMetrics) -> None:
+        self.directory = Directory(config.holder_timeout_s)
+        self.watchers = Watchers(config.watcher_queue)
+        self.holder = TierHolder(metrics, config.lease_ttl_s)
+        self.peers = KvPeerServicer(self.holder, me)
+        self._config = config
+        self._me = me
+        self._metrics = metrics
+        self._identity: pb.CacheIdentity | None = None
+        self._opening: asyncio.Task[None] | None = None
+        self._offloader: Offloader | None = None
+        self._sequence = 0
+        self._ticking = asyncio.create_task(self._tick())
+
+    def publish(
+        self, request: pb.PublishRequest, added: Sequence[PageHash], removed: Sequence[PageHash]
+    ) -> bool:
+        """A holder's word; False: it must publish everything. Raises Refusal."""
+        if request.sequence == 0:
+            self._check(request.holder, request.cache)
+        in_order = self.directory.publish(
+            request.holder, request.sequence, added, removed, time.monotonic()
+        )
+        self._metrics.published(resync=not in_order)
+        if in_order and self._offloader is not None:
+            self._offloader.published(request.holder, added, removed)
+        self._tell()
+        return in_order
+
+    async def close(self) -> None:
+        """Ends offloads and the tier. The servers are stopped already."""
+        self._ticking.cancel()
+        tasks = [self._ticking]
+        if self._opening is not None:
+            tasks.append(self._opening)
+        await asyncio.wait(tasks)
+        if self._offloader is not None:
+            await self._offloader.close()
+        if self.holder.tier is not None:
+            self.holder.tier.close()
+
+    def _check(self, holder: pb.Peer, cache: pb.CacheIdentity) -> None:
+        if holder.name == self._me.name:
+            raise Refusal(
+                errors.ERROR_REASON_INCOMPATIBLE_PEER,
+                f"{holder.name!r} is the kvstore's own name; name the worker differently",
+                {"field": "name"},
+            )
+        if self._identity is None and cache.wire_version == WIRE_VERSION:
+            self._identity = cache
+            self._opening = asyncio.create_task(self._open(cache))
+            return
+        ours = self._identity or pb.CacheIdentity(wire_version=WIRE_VERSION)
+        field = differing_field(ours, cache)
+        if field is not None:
+            raise Refusal(
+                errors.ERROR_REASON_INCOMPATIBLE_PEER,
+                f"this kvstore keeps pages of another cache than {holder.name}: {field}; "
+                "run one kvstore for each",
+                {"field": field.partition(":")[0]},
+            )
+
+    async def _open(self, identity: pb.CacheIdentity) -> None:
+        capacity = self._config.capacity_mb << 20
+        tier = await asyncio.to_thread(make_tier, self._me, identity, capacity)
+        if tier is None:
+            log.warning(
+                "no DRAM tier: capacity_mb %d, cache groups %s; this is a directory only",
+                self._config.capacity_mb,
+                [(group.name, group.page_bytes) for group in identity.groups],
+            )
+            return
+        in_flight = self._config.in_flight_mb << 20
+        self._offloader = Offloader(
+            tier,
+            tier.puller(self._me, in_flight),
+            self._metrics,
+            in_flight_bytes=in_flight,
+            delay_s=self._config.offload_delay_s,
+            changed=self._tier_changed,
+        )
+        self.holder.tier = tier
+        self.peers.open(identity, tier.exporter.exported)
+        log.info("DRAM tier: %d pages of %d bytes", tier.pool.num_pages, tier.arena.page_bytes)
+        self._tier_changed()
+        self._catch_up(self._offloader)
+
+    def _catch_up(self, offloader: Offloader) -> None:
+        """What was published before the tier was there."""
+        for change in self.directory.snapshot():
+            if not change.storage:
+                pages = [change.added[i : i + 16] for i in range(0, len(change.added), 16)]
+                offloader.published(change.holder, pages, ())
+
+    def _tier_changed(self) -> None:
+        tier = self.holder.tier
+        if tier is None:
+            return
+        added, removed = tier.pool.take_changes()
+        now = time.monotonic()
+        self.directory.publish(self._me, self._sequence, added, removed, now, storage=True)
+        self._sequence += 1
+        self._measure(tier)
+        self._tell()
+
+    def _tell(self) -> None:
+        self.watchers.tell(self.directory.take_changes())
+
+    def _measure(self, tier: Tier) -> None:
+        pool = tier.pool
+        self._metrics.tier(
+            TIER,
+            pages=pool.held,
+            held_bytes=pool.held * tier.arena.page_bytes,
+            capacity_pages=pool.num_pages,
+        )
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_S)
+            now = time.monotonic()
+            self.directory.touch(self._me.name, now)
+            if self.holder.tier is not None:
+                self.holder.tier.pool.expire(now)
+            for peer in self.directory.expire(now):
+                log.warning(
+                    "%s at %s has gone silent; its pages are forgotten", peer.name, peer.address
+                )
+                self._metrics.holder_expired()
+                if self._offloader is not None:
+                    self._offloader.gone(peer)
+            self._tell()
+            self._metrics.directory_pages.set(self.directory.pages)
+            self._metrics.directory_entries.set(self.directory.entries)
+            self._metrics.holders.set(self.directory.holders)
+            self._metrics.watchers.set(len(self.watchers))

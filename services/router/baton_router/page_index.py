@@ -1,0 +1,165 @@
+"""Who holds which page, as far as this router has heard. A hint: only a lease is certain.
+
+Two sources: the directory's event stream, and our own finished requests, which
+the directory has not heard of yet (or never will, when it is away). A page is
+known by its 16-byte identity; holders are bits of a mask, so that walking a
+chain costs one lookup and one AND a page whatever the number of holders.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from baton.v1 import kv_pb2 as kv
+
+HASH_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A process that leases pages, in one of its lives."""
+
+    name: str
+    address: str
+    epoch: int
+    storage: bool  # a kvstore tier
+
+    def peer(self) -> kv.Peer:
+        """As it travels."""
+        return kv.Peer(name=self.name, address=self.address, epoch=self.epoch)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A holder has the first `pages` full pages of a chain."""
+
+    holder: Holder
+    pages: int
+
+
+def split_hashes(hashes: bytes) -> Iterator[bytes]:
+    """The 16-byte identities in n x 16 bytes; a torn last one is left out."""
+    end = len(hashes) - len(hashes) % HASH_BYTES
+    return (hashes[i : i + HASH_BYTES] for i in range(0, end, HASH_BYTES))
+
+
+class PageIndex:
+    """Page identity -> holders. Used on one event loop; holds at most `hinted_pages` hints."""
+
+    def __init__(self, hinted_pages: int = 262_144) -> None:
+        self._masks: dict[bytes, int] = {}  # from the directory
+        self._hints: OrderedDict[bytes, int] = OrderedDict()  # from our own requests, by age
+        self._most_hints = hinted_pages
+        self._bits: dict[str, int] = {}  # holder's name -> bit
+        self._holders: dict[int, Holder] = {}  # bit -> its present life
+
+    def __len__(self) -> int:
+        return len(self._masks)
+
+    def add(self, holder: Holder, hashes: Iterable[bytes]) -> None:
+        """The directory says that `holder` has these pages."""
+        bit = self._bit(holder)
+        masks = self._masks
+        for page in hashes:
+            masks[page] = masks.get(page, 0) | bit
+
+    def remove(self, holder: Holder, hashes: Iterable[bytes]) -> None:
+        """The directory says that `holder` has these pages no more."""
+        keep = ~self._bit(holder)
+        for page in hashes:
+            _clear(self._masks, page, keep)
+            _clear(self._hints, page, keep)
+
+    def hint(self, holder: Holder, hashes: Iterable[bytes]) -> None:
+        """One of our requests has just left these pages at `holder`."""
+        bit = self._bit(holder)
+        hints = self._hints
+        for page in hashes:
+            hints[page] = hints.get(page, 0) | bit
+            hints.move_to_end(page)
+        while len(hints) > self._most_hints:
+            hints.popitem(last=False)
+
+    def meet(self, holder: Holder) -> None:
+        """This life of the holder is the present one: what an earlier one had is gone."""
+        self._bit(holder)
+
+    def forget(self, name: str, epoch: int | None = None) -> None:
+        """The holder of this name (in this life, when told) is gone, and its pages with it."""
+        bit = self._bits.get(name)
+        holder = self._holders.get(bit) if bit is not None else None
+        if bit is None or holder is None or epoch not in (None, holder.epoch):
+            return
+        del self._holders[bit]
+        for table in (self._masks, self._hints):
+            for page in [page for page, mask in table.items() if mask & bit]:
+                _clear(table, page, ~bit)
+
+    def forget_directory(self) -> None:
+        """A snapshot follows: only what our own requests left is kept."""
+        self._masks.clear()
+
+    def forget_storage(self) -> None:
+        """The kvstore is away; workers' pages are still where they were."""
+        for holder in [holder for holder in self._holders.values() if holder.storage]:
+            self.forget(holder.name)
+
+    def held(self, chain: bytes) -> list[Held]:
+        """Every holder of the chain's first page, with how many leading pages it has, best first.
+
+        `chain` is n x 16 bytes.
+        """
+        found: list[Held] = []
+        alive = 0
+        for bit in self._holders:
+            alive |= bit
+        pages = 0
+        for page in split_hashes(chain):
+            still = alive & (self._masks.get(page, 0) | self._hints.get(page, 0))
+            if still != alive:
+                if pages:
+                    found.extend(self._dropped(alive & ~still, pages))
+                alive = still
+                if not alive:
+                    break
+            pages += 1
+        if pages:
+            found.extend(self._dropped(alive, pages))
+        found.reverse()
+        return found
+
+    def _dropped(self, mask: int, pages: int) -> Iterator[Held]:
+        while mask:
+            bit = mask & -mask
+            mask ^= bit
+            yield Held(self._holders[bit], pages)
+
+    def _bit(self, holder: Holder) -> int:
+        bit = self._bits.get(holder.name)
+        if bit is None:
+            bit = self._bits[holder.name] = self._free_bit()
+        known = self._holders.get(bit)
+        if known is not None and known.epoch != holder.epoch:
+            self.forget(holder.name)  # its old life's pages died with it
+        self._holders[bit] = holder
+        return bit
+
+    def _free_bit(self) -> int:
+        # Names that left give their bits back, or restarts under new names would widen the masks.
+        used = set(self._holders)
+        for name in [name for name, bit in self._bits.items() if bit not in used]:
+            del self._bits[name]
+        bit = 1
+        while bit in used:
+            bit <<= 1
+        return bit
+
+
+def _clear(table: dict[bytes, int], page: bytes, keep: int) -> None:
+    mask = table.get(page)
+    if mask is None:
+        return
+    if mask & keep:
+        table[page] = mask & keep
+    else:
+        del table[page]

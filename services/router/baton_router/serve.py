@@ -1,0 +1,82 @@
+"""The router process: assembles the server, runs until it is told to stop."""
+
+import asyncio
+import logging
+
+from baton.v1.inference_pb2_grpc import add_InferenceServiceServicer_to_server
+from baton_router.config import RouterConfig
+from baton_router.directory import DirectoryWatch
+from baton_router.page_index import PageIndex
+from baton_router.pool import WorkerPool
+from baton_router.requests import RequestReader
+from baton_router.service import InferenceServicer
+from baton_rpc import Server, stop_signal
+from baton_telemetry import RouterMetrics, serve_metrics
+
+log = logging.getLogger("baton.router")
+
+
+async def serve(config: RouterConfig) -> None:
+    """Runs until SIGTERM or SIGINT, then drains.
+
+    Raises CheckpointError for a checkpoint without what a router needs, OSError
+    when an address is taken. Health is SERVING while a decode worker is there.
+    """
+    stop = stop_signal()
+    metrics = RouterMetrics()
+    index = PageIndex(config.limits.hinted_pages)
+    changed = asyncio.Event()
+    pool = WorkerPool(config, index, changed=changed.set)
+    reader = RequestReader(config.model, pool)
+    servicer = InferenceServicer(config, reader, pool, index, metrics)
+    server = Server(config.listen, [(servicer, add_InferenceServiceServicer_to_server)])
+    exposition = serve_metrics(config.metrics, metrics) if config.metrics else None
+    report = asyncio.create_task(_report(server, pool, metrics, changed))
+    tasks = [report]
+    try:
+        await server.start(serving=False)
+        tasks.append(asyncio.create_task(pool.run()))
+        if config.kvstore is not None:
+            watch = DirectoryWatch(
+                config.kvstore,
+                config.name,
+                index,
+                trusted=pool.trusted,
+                reconnect_s=config.limits.reconnect_s,
+            )
+            tasks.append(asyncio.create_task(watch.run()))
+        log.info("router %s serves %s on %s", config.name, reader.card.name, server.address)
+        await _stopped(stop, tasks)
+        log.info("draining for at most %g s", config.limits.drain_s)
+        report.cancel()  # health stays down from here on
+        await server.drain(config.limits.drain_s)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if exposition is not None:
+            exposition.close()
+
+
+async def _stopped(stop: asyncio.Event, tasks: list[asyncio.Task[None]]) -> None:
+    """Waits for the signal. None of `tasks` ends by itself: if one fails, so does the router,
+    loudly, rather than living on without its workers."""
+    signal = asyncio.create_task(stop.wait())
+    try:
+        done, _ = await asyncio.wait([signal, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        signal.cancel()
+
+
+async def _report(
+    server: Server, pool: WorkerPool, metrics: RouterMetrics, changed: asyncio.Event
+) -> None:
+    """Keeps health and the worker gauges true."""
+    while True:
+        changed.clear()
+        for role, links in (("decode", pool.decode), ("prefill", pool.prefill)):
+            metrics.workers.labels(role).set(sum(link.hello is not None for link in links))
+        await server.set_serving(any(link.ready for link in pool.decode))
+        await changed.wait()

@@ -1,0 +1,21 @@
+"""How Baton speaks gRPC: server assembly, the error table, channels, an orderly end."""
+
+from baton_rpc.channels import channel
+from baton_rpc.credentials import TlsFiles, bearer
+from baton_rpc.refusal import CODES, DOMAIN, Refusal, refusal_of, status_of
+from baton_rpc.server import Server, wait_until_healthy
+from baton_rpc.signals import stop_signal
+
+__all__ = [
+    "CODES",
+    "DOMAIN",
+    "Refusal",
+    "Server",
+    "TlsFiles",
+    "bearer",
+    "channel",
+    "refusal_of",
+    "status_of",
+    "stop_signal",
+    "wait_until_healthy",
+]

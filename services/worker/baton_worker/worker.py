@@ -1,0 +1,210 @@
+"""One worker: engine, desk, server and publisher, from start to orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+
+from baton.v1 import kv_pb2, kv_pb2_grpc, worker_pb2_grpc
+from baton.v1 import worker_pb2 as wire
+from baton_engine import Engine, StepEvents
+from baton_rpc import Server, stop_signal
+from baton_telemetry import WorkerMetrics, serve_metrics
+from baton_transfer import WIRE_VERSION, DirectoryPublisher, KvPeerServicer
+from baton_worker.config import WorkerConfig
+from baton_worker.desk import Desk
+from baton_worker.measuring import Measuring
+from baton_worker.role import Role
+from baton_worker.servicer import WorkerServicer
+from baton_worker.updates import pool_message
+
+log = logging.getLogger("baton.worker")
+
+_WATCH_S = 0.5
+_LAST_WORDS_S = 2.0
+
+
+class EngineLost(RuntimeError):
+    """The engine ended by itself; the process should be replaced."""
+
+
+async def serve_worker(config: WorkerConfig, role: Role) -> None:
+    """Runs until SIGTERM or SIGINT, then drains. Raises EngineLost when the engine fails,
+    ValueError for a checkpoint that cannot be served, OSError for an address in use."""
+    stop = stop_signal()
+    metrics = WorkerMetrics()
+    exposition = serve_metrics(config.metrics, metrics) if config.metrics else None
+    engine = Engine(config.engine, role=role.name, name=config.name)
+    try:
+        if await _loaded(engine, stop):
+            await _Worker(config, role, engine, metrics).run(stop)
+    finally:
+        await engine.stop()
+        if exposition is not None:
+            exposition.close()
+    log.info("%s worker %s has ended", role.name, config.name)
+
+
+async def _loaded(engine: Engine, stop: asyncio.Event) -> bool:
+    """False when the signal came first."""
+    begun = time.monotonic()
+    loading = asyncio.create_task(engine.load(_progress()))
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait([loading, stopping], return_when=asyncio.FIRST_COMPLETED)
+        if not loading.done():
+            return False
+        loading.result()
+    finally:
+        for task in (loading, stopping):
+            task.cancel()
+        await asyncio.gather(loading, stopping, return_exceptions=True)
+    log.info("engine loaded in %.2f s", time.monotonic() - begun)
+    return True
+
+
+def _progress() -> Callable[[str, float], None]:
+    """Logs quarters: a large checkpoint takes minutes and has thousands of tensors."""
+    told = 0
+
+    def progress(what: str, fraction: float) -> None:
+        nonlocal told
+        quarter = int(4 * fraction)
+        if quarter > told:
+            told = quarter
+            log.info("loading: %d %% (%s)", 25 * quarter, what)
+
+    return progress
+
+
+class _Worker:
+    """All that exists once the engine is loaded."""
+
+    def __init__(
+        self, config: WorkerConfig, role: Role, engine: Engine, metrics: WorkerMetrics
+    ) -> None:
+        self._config = config
+        self._role = role
+        self._engine = engine
+        self._measuring = Measuring(metrics)
+        self._about = engine.description
+        self._desk = Desk(engine, role, self._about.vocab_size, self._measuring)
+        # Its address is known once the port is; everybody below holds this one object.
+        self._me = kv_pb2.Peer(name=config.name, epoch=engine.epoch)
+        self._server = Server(
+            config.listen,
+            [
+                (
+                    WorkerServicer(self._desk, self._hello),
+                    worker_pb2_grpc.add_WorkerServiceServicer_to_server,
+                ),
+                (
+                    KvPeerServicer(
+                        engine.holder, self._me, self._about.identity, engine.exporter.exported
+                    ),
+                    kv_pb2_grpc.add_KvPeerServiceServicer_to_server,
+                ),
+            ],
+        )
+        self._publisher: DirectoryPublisher | None = None
+        self._pool = self._about.pool  # as routers and metrics know it
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serves until `stop`, then drains."""
+        await self._server.start(serving=False)
+        self._me.address = self._config.advertise or self._server.address
+        try:
+            self._engine.start(self._me.address, self._on_events)
+            self._start_publishing()
+            self._measuring.pool(self._about.pool)
+            watching = asyncio.create_task(self._watch_pool())
+            await self._server.set_serving(True)
+            log.info("%s worker %s serves at %s", self._role.name, self._me.name, self._me.address)
+            try:
+                await self._until(stop)
+                await self._drain()
+            except EngineLost:
+                await self._say_last_words()
+                raise
+            finally:
+                watching.cancel()
+        finally:
+            if self._publisher is not None:
+                await self._publisher.stop()
+            await self._server.stop()
+
+    def _start_publishing(self) -> None:
+        if self._config.kvstore is None:
+            return
+        self._publisher = DirectoryPublisher(
+            self._config.kvstore, self._me, self._about.identity, self._engine.held_hashes
+        )
+        self._publisher.start()
+
+    async def _until(self, stop: asyncio.Event) -> None:
+        """Raises EngineLost."""
+        failed = asyncio.create_task(self._engine.failed())
+        asked = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait([failed, asked], return_when=asyncio.FIRST_COMPLETED)
+            if failed.done():
+                raise EngineLost(f"worker {self._me.name}: the engine is lost: {failed.result()}")
+        finally:
+            for task in (failed, asked):
+                task.cancel()
+            await asyncio.gather(failed, asked, return_exceptions=True)
+
+    async def _drain(self) -> None:
+        log.info("draining for up to %g s", self._config.drain_s)
+        await self._server.set_serving(False)
+        self._engine.drain()
+        self._desk.drain()
+        try:
+            async with asyncio.timeout(self._config.drain_s):
+                await self._engine.drained()
+                await self._desk.finish()
+        except TimeoutError:
+            log.warning("requests are still running after %g s; they end now", self._config.drain_s)
+
+    async def _say_last_words(self) -> None:
+        """The engine has failed every request: let the routers hear it before the streams end."""
+        await self._server.set_serving(False)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_WORDS_S):
+                await self._desk.finish()
+
+    async def _watch_pool(self) -> None:
+        """What changes between steps: leases of peers end, fetches of cancelled requests do."""
+        while True:
+            pool = self._engine.description.pool
+            if pool != self._pool:
+                self._pool = pool
+                self._measuring.pool(pool)
+                self._desk.note_pool(pool_message(pool))
+            if self._publisher is not None:
+                self._measuring.directory(self._publisher.failures)
+            await asyncio.sleep(_WATCH_S)
+
+    def _on_events(self, events: StepEvents) -> None:
+        """On the event loop, once per step."""
+        self._pool = events.pool
+        self._desk.deliver(events)
+        self._measuring.step(events)
+        if self._publisher is not None and (len(events.sealed) or len(events.evicted)):
+            self._publisher.publish(events.sealed, events.evicted)
+
+    def _hello(self) -> wire.WorkerHello:
+        return wire.WorkerHello(
+            worker=self._me.name,
+            role=self._role.wire,
+            wire_version=WIRE_VERSION,
+            epoch=self._me.epoch,
+            peer=self._me,
+            cache=self._about.identity,
+            max_context=self._about.max_context,
+            max_running=self._about.max_running,
+            pool=pool_message(self._engine.description.pool),
+        )

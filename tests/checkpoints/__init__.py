@@ -1,0 +1,1 @@
+"""Checkpoints that tests build for themselves."""

@@ -1,0 +1,35 @@
+"""Fixtures for every room's tests."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+MakeCheckpoint = Callable[..., Path]
+
+
+def _cached_checkpoint() -> MakeCheckpoint:
+    # By path: tests are imported without putting the repository's root on sys.path.
+    file = Path(__file__).parent / "checkpoints" / "make_checkpoint.py"
+    spec = importlib.util.spec_from_file_location("make_checkpoint", file)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{file} cannot be imported")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return cast(MakeCheckpoint, module.cached_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint() -> MakeCheckpoint:
+    """``make_checkpoint(variant, size)``: a checkpoint directory, built once and cached."""
+    return _cached_checkpoint()
+
+
+@pytest.fixture(scope="session")
+def deepseek_checkpoint(make_checkpoint: MakeCheckpoint) -> Path:
+    """A tiny random ``deepseek_v3`` checkpoint: 2048 tokens, 3 layers, YaRN, grouped routing."""
+    return make_checkpoint("deepseek_v3")

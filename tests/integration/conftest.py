@@ -1,0 +1,37 @@
+"""Clusters that tests share, and the reference they are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import pytest
+
+from .cluster import Cluster, Shape
+from .oracle import Reference
+
+StartCluster = Callable[[Shape], AbstractContextManager[Cluster]]
+
+
+@pytest.fixture(scope="session")
+def reference(deepseek_checkpoint: Path) -> Reference:
+    return Reference(deepseek_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def start_cluster(
+    deepseek_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> StartCluster:
+    """Starts a cluster for a `with` block and ends every process after it."""
+
+    @contextmanager
+    def start(shape: Shape) -> Iterator[Cluster]:
+        cluster = Cluster(deepseek_checkpoint, tmp_path_factory.mktemp("cluster"), shape)
+        try:
+            cluster.start()
+            yield cluster
+        finally:
+            cluster.stop()
+
+    return start

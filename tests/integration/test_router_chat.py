@@ -1,0 +1,208 @@
+"""Chat, the other calls, health, and what the directory tells: over a scripted worker."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import runpy
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from baton.v1 import errors_pb2 as errors
+from baton.v1 import inference_pb2 as pb
+from baton.v1 import kv_pb2 as kv
+from baton.v1 import kv_pb2_grpc
+from baton.v1 import worker_pb2 as wire
+from baton_rpc import refusal_of, wait_until_healthy
+from baton_rpc.options import SERVER_OPTIONS
+from baton_scheduler import page_hashes
+
+from .fake_worker import FakeWorker, Run, generate
+from .router_process import hear, running_router
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The router's unit tests make it; test directories cannot import one another."""
+    file = Path(__file__).parents[1] / "unit" / "router" / "small_files.py"
+    directory = tmp_path_factory.mktemp("small")
+    runpy.run_path(str(file))["write_small_checkpoint"](directory)
+    return directory
+
+
+ANSWER = (
+    "<think>let me see</think>\n\nI will look.\n"
+    '<tool_call>{"name": "list_dir", "arguments": {"path": "/é"}}</tool_call>'
+)
+TOOL = pb.Tool(name="list_dir", description="lists", parameters_json='{"type": "object"}')
+
+
+def says(text_ids: list[int]) -> Any:
+    async def script(worker: FakeWorker, run: Run) -> None:
+        n = len(run.start.token_ids)
+        for i, token in enumerate(text_ids):
+            tokens = wire.RequestTokens(first_position=n + i, token_ids=[token])
+            worker.say(worker.update(run, tokens=tokens))
+        worker.say(worker.done(run, pb.FINISH_REASON_EOS))
+
+    return script
+
+
+async def test_chat_and_the_rest(small_checkpoint: Path, tmp_path: Path) -> None:
+    decode = FakeWorker("decode", "d")
+    await decode.start()
+    async with running_router(small_checkpoint, tmp_path, [decode]) as router:
+        stub = router.stub
+        model = await stub.GetModel(pb.GetModelRequest())
+        assert (model.model, model.page_size, model.vocab_size) == ("toy", 16, 400)
+        assert (model.fingerprint, list(model.eos_token_ids)) == ("toy", [2, 0])
+        assert model.default_sampling.temperature == 0.5
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await stub.GetModel(pb.GetModelRequest(model="other"))
+        refusal = refusal_of(raised.value)
+        assert refusal is not None and refusal.reason == errors.ERROR_REASON_UNKNOWN_MODEL
+
+        ids = list((await stub.Tokenize(pb.TokenizeRequest(text=ANSWER))).token_ids)
+        assert (await stub.Detokenize(pb.DetokenizeRequest(token_ids=ids))).text == ANSWER
+        decode.script = says([*ids, 2])
+        request = pb.ChatRequest(
+            messages=[pb.ChatMessage(role="user", content="look")], tools=[TOOL]
+        )
+        responses = [response async for response in stub.Chat(request, timeout=10)]
+        content, reasoning, calls, tokens = joined(responses)
+        assert (content, reasoning) == ("I will look.", "let me see")
+        (call,) = calls
+        assert (call.name, json.loads(call.arguments_json)) == ("list_dir", {"path": "/é"})
+        assert tokens == [*ids, 2]
+        finished = responses[-1].finished
+        assert finished.reason == pb.FINISH_REASON_TOOL_CALLS
+        assert finished.usage.generated_tokens == len(ids) + 1
+
+        # The whole turn goes back and is understood.
+        request.messages.add(role="assistant", content=content, tool_calls=calls)
+        request.messages.add(role="tool", content="[]", tool_call_id=call.id)
+        rendered = await stub.Tokenize(pb.TokenizeRequest(chat=request))
+        text = (await stub.Detokenize(pb.DetokenizeRequest(token_ids=rendered.token_ids))).text
+        assert ANSWER.partition("\n\n")[2] in text
+
+        request.tool_choice = "none"
+        responses = [response async for response in stub.Chat(request, timeout=10)]
+        content, _, calls, _ = joined(responses)
+        assert content == ANSWER.partition("\n\n")[2] and not calls
+        assert responses[-1].finished.reason == pb.FINISH_REASON_EOS
+    await decode.die()
+
+
+def joined(responses: list[pb.ChatResponse]) -> tuple[str, str, list[pb.ToolCall], list[int]]:
+    deltas = [response.delta for response in responses[1:-1]]
+    return (
+        "".join(delta.content for delta in deltas),
+        "".join(delta.reasoning for delta in deltas),
+        [call for delta in deltas for call in delta.tool_calls],
+        [token for delta in deltas for token in delta.token_ids],
+    )
+
+
+async def test_health_follows_the_decode_workers(small_checkpoint: Path, tmp_path: Path) -> None:
+    decode = FakeWorker("decode", "d")
+    await decode.start()
+    address = decode.address
+    async with running_router(small_checkpoint, tmp_path, [decode]) as router:
+        stub = health_pb2_grpc.HealthStub(router.connection)
+        await decode.die()
+        async with asyncio.timeout(5):
+            while True:
+                answer = await stub.Check(health_pb2.HealthCheckRequest())
+                if answer.status == health_pb2.HealthCheckResponse.NOT_SERVING:
+                    break
+                await asyncio.sleep(0.02)
+        await decode.start(address)
+        await wait_until_healthy(router.connection, timeout_s=5)
+        metrics = await router.metrics()
+        assert metrics["baton_workers"] == 1
+    await decode.die()
+
+
+class Directory(kv_pb2_grpc.KvDirectoryServiceServicer):
+    """Tells one watcher what the test puts into the queue."""
+
+    def __init__(self) -> None:
+        self.events: asyncio.Queue[kv.WatchResponse] = asyncio.Queue()
+
+    async def Watch(self, request: kv.WatchRequest, context: Any) -> AsyncIterator[Any]:
+        while True:
+            yield await self.events.get()
+
+
+async def test_the_directory_is_followed(small_checkpoint: Path, tmp_path: Path) -> None:
+    """Sources are named for pages that others hold; a worker's old life is not believed."""
+    directory = Directory()
+    server = grpc.aio.server(options=SERVER_OPTIONS)
+    kv_pb2_grpc.add_KvDirectoryServiceServicer_to_server(directory, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    prefill, decode = FakeWorker("prefill", "p"), FakeWorker("decode", "d")
+    await prefill.start()
+    await decode.start()
+    prompt = list(range(20, 120))
+    request = pb.GenerateRequest(
+        token_ids=pb.TokenIds(ids=prompt), stop=pb.StopParams(max_tokens=2, ignore_eos=True)
+    )
+    section = {"routing": {"local_suffix_tokens": 0}, "kvstore": f"127.0.0.1:{port}"}
+    workers = [prefill, decode]
+    async with running_router(small_checkpoint, tmp_path, workers, **section) as router:
+        await hear(router.stub.Generate(request, timeout=10))
+        key = decode.runs[0].start.cache_key
+        chain = page_hashes(sequence(prompt), 16, key).tobytes()
+        storage = kv.Peer(name="kv", address="kv:1", epoch=9)
+        dead = kv.Peer(name="p", address="p:1", epoch=prefill.epoch + 1000)
+        changes = [
+            kv.HolderChange(holder=storage, added=chain[: 4 * 16], storage=True),
+            kv.HolderChange(holder=dead, added=chain),
+        ]
+        directory.events.put_nowait(kv.WatchResponse(sequence=1, snapshot=True, changes=changes))
+        await asyncio.sleep(0.3)
+        await hear(router.stub.Generate(request, timeout=10))
+        sources = [(s.holder.name, s.pages) for s in decode.runs[1].start.sources]
+        # Its own pages are no source; the router's memory of its own requests knows them.
+        assert sources in ([], [("p", 6)]) and not prefill.runs[1].start.sources
+
+        removed = kv.HolderChange(holder=prefill.peer, removed=chain)
+        away = kv.HolderChange(holder=decode.peer, removed=chain)
+        directory.events.put_nowait(kv.WatchResponse(sequence=2, changes=[removed, away]))
+        await asyncio.sleep(0.3)
+        await hear(router.stub.Generate(request, timeout=10))
+        named = [(s.holder, s.pages) for s in prefill.runs[2].start.sources]
+        assert named == [(storage, 4)]
+    await server.stop(None)
+    await prefill.die()
+    await decode.die()
+
+
+def sequence(prompt: list[int]) -> Any:
+    import numpy as np
+
+    return np.asarray(prompt, dtype=np.int32)
+
+
+async def test_invalid_utf8_and_the_next_request(small_checkpoint: Path, tmp_path: Path) -> None:
+    decode = FakeWorker("decode", "d", script=generate)
+    await decode.start()
+    async with running_router(small_checkpoint, tmp_path, [decode]) as router:
+        call = router.connection.unary_stream(
+            "/baton.v1.InferenceService/Chat",
+            request_serializer=lambda raw: raw,
+            response_deserializer=pb.ChatResponse.FromString,
+        )
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await call(b"\x0a\x02\xff\xfe", timeout=10).read()
+        refusal = refusal_of(raised.value)
+        assert refusal is not None and refusal.reason == errors.ERROR_REASON_MALFORMED_MESSAGE
+        request = pb.GenerateRequest(text="hi", stop=pb.StopParams(max_tokens=3))
+        assert len((await hear(router.stub.Generate(request, timeout=10))).token_ids) == 3
+    await decode.die()

@@ -1,0 +1,444 @@
+"""The router over scripted workers: streams, failover, refusals, cancellation, deadlines."""
+
+from __future__ import annotations
+
+import asyncio
+import runpy
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from baton.v1 import errors_pb2 as errors
+from baton.v1 import inference_pb2 as pb
+from baton.v1 import kv_pb2 as kv
+from baton.v1 import worker_pb2 as wire
+from baton_rpc import refusal_of
+
+from .fake_worker import FakeWorker, Run, default_cost, generate, generate_tokens, token_at
+from .router_process import Router, hear, running_router
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The router's unit tests make it; test directories cannot import one another."""
+    file = Path(__file__).parents[1] / "unit" / "router" / "small_files.py"
+    directory = tmp_path_factory.mktemp("small")
+    runpy.run_path(str(file))["write_small_checkpoint"](directory)
+    return directory
+
+
+PROMPT = list(range(50, 90))
+EXPECTED = [token_at(len(PROMPT) + i) for i in range(12)]
+
+
+def request(**fields: Any) -> pb.GenerateRequest:
+    fields.setdefault("token_ids", pb.TokenIds(ids=PROMPT))
+    fields.setdefault("stop", pb.StopParams(max_tokens=12, ignore_eos=True))
+    return pb.GenerateRequest(**fields)
+
+
+@asynccontextmanager
+async def cluster(
+    checkpoint: Path, directory: Path, *workers: FakeWorker, **section: Any
+) -> AsyncIterator[Router]:
+    for worker in workers:
+        await worker.start()
+    try:
+        async with running_router(checkpoint, directory, workers, **section) as router:
+            yield router
+    finally:
+        for worker in workers:
+            await worker.die()
+
+
+async def until(condition: Any, seconds: float = 5.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def assert_refused(call: Any, code: grpc.StatusCode, reason: errors.ErrorReason) -> str:
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await hear(call)
+    refusal = refusal_of(raised.value)
+    assert refusal is not None and refusal.reason == reason, raised.value
+    assert raised.value.code() == code
+    return refusal.message
+
+
+async def test_remote_route_end_to_end(small_checkpoint: Path, tmp_path: Path) -> None:
+    prefill, decode = FakeWorker("prefill", "p"), FakeWorker("decode", "d")
+    routing = {"local_suffix_tokens": 0}
+    async with cluster(small_checkpoint, tmp_path, prefill, decode, routing=routing) as router:
+        heard = await hear(router.stub.Generate(request(), timeout=10))
+        second = await hear(router.stub.Generate(request(), timeout=10))
+    assert heard.token_ids == EXPECTED
+    assert heard.accepted.prompt_tokens == len(PROMPT)
+    usage = heard.finished.usage
+    assert (usage.route, usage.attempts, usage.cached_tokens) == (pb.ROUTE_REMOTE, 1, 0)
+    assert (usage.prefill_worker, usage.decode_worker) == ("p", "d")
+    assert (usage.generated_tokens, usage.pages_moved) == (12, 3)
+    assert 0 < usage.times.ttft_us < usage.times.total_us
+    start, handover = decode.runs[0].start, prefill.runs[0].start
+    assert start.await_prefill.prefill == prefill.peer
+    assert handover.prefill_for.reader == "d"
+    for field in ("request_id", "attempt", "token_ids", "sampling", "cache_key"):
+        assert getattr(start, field) == getattr(handover, field)
+    assert list(start.token_ids) == PROMPT and start.max_new_tokens == 12
+    assert second.accepted.request_id != heard.accepted.request_id
+    # The router remembers what its own requests left, directory or not.
+    assert [source.holder.name for source in prefill.runs[1].start.sources] in ([], ["d"])
+
+
+async def test_updates_are_deduplicated_by_position(small_checkpoint: Path, tmp_path: Path) -> None:
+    """Repeated, overlapping and late tokens are delivered once; nothing of another attempt."""
+
+    async def stutter(worker: FakeWorker, run: Run) -> None:
+        n = len(run.start.token_ids)
+        other = Run(wire.StartRequest(request_id=run.start.request_id, attempt=99))
+        worker.say(worker.tokens(run, n), worker.tokens(run, n), worker.tokens(other, n + 1, 3))
+        worker.say(worker.tokens(run, n, 4))
+        worker.say(worker.tokens(run, n + 2, 3), worker.tokens(run, n + 1))
+        worker.say(worker.tokens(run, n + 3, 9), worker.done(run), worker.tokens(run, n, 12))
+        worker.say(worker.tokens(run, n, 12), worker.done(run))
+
+    decode = FakeWorker("decode", "d", script=stutter)
+    async with cluster(small_checkpoint, tmp_path, decode) as router:
+        heard = await hear(router.stub.Generate(request(), timeout=10))
+        assert heard.token_ids == EXPECTED
+        assert heard.finished.reason == pb.FINISH_REASON_LENGTH
+        assert (await hear(router.stub.Generate(request(), timeout=10))).token_ids == EXPECTED
+
+
+async def test_decode_worker_dies_mid_stream(small_checkpoint: Path, tmp_path: Path) -> None:
+    dead: list[str] = []
+
+    async def die_once(worker: FakeWorker, run: Run) -> None:
+        if dead:
+            await generate(worker, run)
+            return
+        dead.append(worker.name)
+        await generate_tokens(worker, run, 5)
+        await asyncio.sleep(0.05)
+        await asyncio.shield(asyncio.ensure_future(worker.die()))
+
+    workers = [FakeWorker("decode", name, script=die_once) for name in ("d0", "d1")]
+    async with cluster(small_checkpoint, tmp_path, *workers) as router:
+        heard = await hear(
+            router.stub.Generate(request(sampling=pb.SamplingParams(temperature=1)), timeout=10)
+        )
+        survivor = next(worker for worker in workers if worker.name != dead[0])
+        metrics = await router.metrics()
+    assert heard.token_ids == EXPECTED
+    assert (heard.finished.usage.attempts, heard.finished.usage.decode_worker) == (
+        2,
+        survivor.name,
+    )
+    first = next(w for w in workers if w.name == dead[0]).runs[0].start
+    again = survivor.runs[0].start
+    assert list(again.token_ids) == PROMPT + EXPECTED[:5]
+    assert (again.prompt_tokens, again.max_new_tokens, again.attempt) == (len(PROMPT), 7, 2)
+    assert again.sampling == first.sampling and first.sampling.seed
+    assert metrics["baton_failovers_total"] == 1
+
+
+async def test_single_worker_that_comes_back_goes_on(
+    small_checkpoint: Path, tmp_path: Path
+) -> None:
+    async def die_once(worker: FakeWorker, run: Run) -> None:
+        if len(worker.runs) > 1:
+            await generate(worker, run)
+            return
+        await generate_tokens(worker, run, 3)
+        await asyncio.sleep(0.05)
+        address = worker.address
+        await asyncio.shield(asyncio.ensure_future(restart(worker, address)))
+
+    async def restart(worker: FakeWorker, address: str) -> None:
+        await worker.die()
+        await worker.start(address)
+
+    decode = FakeWorker("decode", "d", script=die_once)
+    async with cluster(small_checkpoint, tmp_path, decode) as router:
+        heard = await hear(router.stub.Generate(request(), timeout=10))
+    assert heard.token_ids == EXPECTED
+    assert heard.finished.usage.attempts == 2
+
+
+async def test_attempts_are_exhausted(small_checkpoint: Path, tmp_path: Path) -> None:
+    async def die(worker: FakeWorker, run: Run) -> None:
+        await generate_tokens(worker, run, 1)
+        await asyncio.sleep(0.05)
+        await asyncio.shield(asyncio.ensure_future(worker.die()))
+
+    workers = [FakeWorker("decode", f"d{i}", script=die) for i in range(3)]
+    limits = {"max_attempts": 2}
+    async with cluster(small_checkpoint, tmp_path, *workers, limits=limits) as router:
+        message = await assert_refused(
+            router.stub.Generate(request(), timeout=10),
+            grpc.StatusCode.UNAVAILABLE,
+            errors.ERROR_REASON_ATTEMPTS_EXHAUSTED,
+        )
+    assert "2 workers" in message
+
+
+async def test_prefill_worker_dies_or_refuses(small_checkpoint: Path, tmp_path: Path) -> None:
+    """The decode worker is told, computes the prompt itself, and the stream goes on."""
+
+    async def die(worker: FakeWorker, run: Run) -> None:
+        await asyncio.shield(asyncio.ensure_future(worker.die()))
+
+    async def refuse(worker: FakeWorker, run: Run) -> None:
+        failed = wire.RequestFailed(reason=errors.ERROR_REASON_OVERLOADED, message="queue full")
+        worker.say(worker.update(run, failed=failed))
+
+    async def wait_for_it(worker: FakeWorker, run: Run) -> None:
+        if run.plan == "await_prefill":
+            await run.prefill_lost.wait()
+            run.start.compute.SetInParent()
+        await generate(worker, run)
+
+    prefill = FakeWorker("prefill", "p", script=refuse)
+    decode = FakeWorker("decode", "d", script=wait_for_it)
+    routing = {"local_suffix_tokens": 0}
+    async with cluster(small_checkpoint, tmp_path, prefill, decode, routing=routing) as router:
+        refused = await hear(router.stub.Generate(request(), timeout=10))
+        prefill.script = die
+        lost = await hear(router.stub.Generate(request(), timeout=10))
+        alone = await hear(router.stub.Generate(request(), timeout=10))
+    for heard in (refused, lost, alone):
+        assert heard.token_ids == EXPECTED
+        assert heard.finished.usage.route == pb.ROUTE_LOCAL
+        assert heard.finished.usage.attempts == 1
+        assert heard.finished.usage.cached_tokens == 0
+    assert [run.plan for run in decode.runs][-1] == "compute"
+
+
+async def test_overloaded_worker_is_passed_over(small_checkpoint: Path, tmp_path: Path) -> None:
+    async def refuse(worker: FakeWorker, run: Run) -> None:
+        failed = wire.RequestFailed(reason=errors.ERROR_REASON_OVERLOADED, message="queue full")
+        worker.say(worker.update(run, failed=failed))
+
+    full, free = FakeWorker("decode", "a-full", script=refuse), FakeWorker("decode", "b-free")
+    async with cluster(small_checkpoint, tmp_path, full, free) as router:
+        heard = await hear(router.stub.Generate(request(), timeout=10))
+        assert heard.token_ids == EXPECTED and heard.finished.usage.attempts == 1
+        free.script = refuse
+        message = await assert_refused(
+            router.stub.Generate(request(), timeout=10),
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            errors.ERROR_REASON_OVERLOADED,
+        )
+    assert "queue full" in message
+
+
+async def test_poisoned_request_fails_alone(small_checkpoint: Path, tmp_path: Path) -> None:
+    async def poison(worker: FakeWorker, run: Run) -> None:
+        failed = wire.RequestFailed(reason=errors.ERROR_REASON_NUMERIC, message="NaN logits")
+        worker.say(worker.update(run, failed=failed))
+
+    decode = FakeWorker("decode", "d", script=poison)
+    async with cluster(small_checkpoint, tmp_path, decode) as router:
+        await assert_refused(
+            router.stub.Generate(request(), timeout=10),
+            grpc.StatusCode.INTERNAL,
+            errors.ERROR_REASON_NUMERIC,
+        )
+        decode.script = generate
+        assert (await hear(router.stub.Generate(request(), timeout=10))).token_ids == EXPECTED
+
+
+@pytest.mark.parametrize("how", ["cancel", "deadline"])
+async def test_the_client_leaves(small_checkpoint: Path, tmp_path: Path, how: str) -> None:
+    """Both workers are told at once; the next request works."""
+
+    async def forever(worker: FakeWorker, run: Run) -> None:
+        if run.plan != "prefill_for":
+            await generate_tokens(worker, run, 2)
+
+    prefill = FakeWorker("prefill", "p", script=forever)
+    decode = FakeWorker("decode", "d", script=forever)
+    routing = {"local_suffix_tokens": 0}
+    async with cluster(small_checkpoint, tmp_path, prefill, decode, routing=routing) as router:
+        call = router.stub.Generate(request(), timeout=0.5 if how == "deadline" else 30)
+        await until(lambda: decode.runs and prefill.runs)
+        if how == "cancel":
+            call.cancel()
+        else:
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await hear(call)
+            assert raised.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+        await asyncio.wait_for(decode.runs[0].cancelled.wait(), 2)
+        await asyncio.wait_for(prefill.runs[0].cancelled.wait(), 2)
+        prefill.script = decode.script = generate
+        assert (await hear(router.stub.Generate(request(), timeout=10))).token_ids == EXPECTED
+        metrics = await router.metrics()
+    assert metrics["baton_num_requests_running"] == 0
+
+
+async def test_a_draining_worker_gets_nothing_new(small_checkpoint: Path, tmp_path: Path) -> None:
+    workers = [FakeWorker("decode", name) for name in ("d0", "d1")]
+    async with cluster(small_checkpoint, tmp_path, *workers) as router:
+        workers[0].say(draining=True)
+        await asyncio.sleep(0.2)
+        for _ in range(4):
+            await hear(router.stub.Generate(request(), timeout=10))
+    assert (len(workers[0].runs), len(workers[1].runs)) == (0, 4)
+
+
+async def test_no_worker(small_checkpoint: Path, tmp_path: Path) -> None:
+    decode = FakeWorker("decode", "d")
+    limits = {"no_worker_wait_s": 0.3}
+    async with cluster(small_checkpoint, tmp_path, decode, limits=limits) as router:
+        address = decode.address
+        await decode.die()
+        await assert_refused(
+            router.stub.Generate(request(), timeout=10),
+            grpc.StatusCode.UNAVAILABLE,
+            errors.ERROR_REASON_NO_WORKER,
+        )
+        await decode.start(address)
+        await asyncio.wait_for(decode.connected.wait(), 5)
+        assert (await hear(router.stub.Generate(request(), timeout=10))).token_ids == EXPECTED
+
+
+async def test_a_worker_that_does_not_fit_is_not_used(
+    small_checkpoint: Path, tmp_path: Path
+) -> None:
+    good, other = FakeWorker("decode", "good"), FakeWorker("decode", "other")
+    await other.start()
+    async with cluster(small_checkpoint, tmp_path, good) as router:
+        pass
+    assert router.process.poll() == 0, "an idle router ends at SIGTERM with success"
+    other.fingerprint = "another model"
+    (tmp_path / "second").mkdir()
+    await good.start()
+    good.connected.clear()
+    other.connected.set()
+    async with running_router(small_checkpoint, tmp_path / "second", [good, other]) as router:
+        for _ in range(3):
+            heard = await hear(router.stub.Generate(request(), timeout=10))
+            assert heard.token_ids == EXPECTED
+        log = router.log.read_text()
+    assert "does not fit the others" in log
+    assert not (good.runs and other.runs), "two models in one cluster"
+    await good.die()
+    await other.die()
+
+
+async def test_stop_string_ends_the_request_at_the_worker(
+    small_checkpoint: Path, tmp_path: Path
+) -> None:
+    """Usage is exact although the worker never said its last word."""
+
+    async def say_abc(worker: FakeWorker, run: Run) -> None:
+        n = len(run.start.token_ids)
+        ids = [run.start.token_ids[0]] * 9
+        cost = wire.RequestCost(reused_tokens=16, computed_tokens=n - 16)
+        tokens = wire.RequestTokens(first_position=n, token_ids=ids[:1], cost=cost)
+        worker.say(worker.update(run, tokens=tokens))
+        for i in range(1, 9):
+            tokens = wire.RequestTokens(first_position=n + i, token_ids=[ids[i]])
+            worker.say(worker.update(run, tokens=tokens))
+
+    decode = FakeWorker("decode", "d", script=say_abc)
+    async with cluster(small_checkpoint, tmp_path, decode) as router:
+        letter = (await router.stub.Tokenize(pb.TokenizeRequest(text="x"))).token_ids[0]
+        stop = pb.StopParams(max_tokens=100, stop=["xxxx"])
+        ids = pb.TokenIds(ids=[letter] * 30)
+        heard = await hear(router.stub.Generate(request(token_ids=ids, stop=stop), timeout=10))
+        await asyncio.wait_for(decode.runs[0].cancelled.wait(), 2)
+    assert heard.text == ""
+    assert heard.token_ids == [letter] * 4
+    assert heard.finished.reason == pb.FINISH_REASON_STOP_STRING
+    assert heard.finished.matched_stop == "xxxx"
+    assert heard.finished.usage.generated_tokens == 4
+    assert heard.finished.usage.cached_tokens == 16
+
+
+async def test_usage_waits_for_the_prefill_worker_only_when_it_must(
+    small_checkpoint: Path, tmp_path: Path
+) -> None:
+    async def prefill_late(worker: FakeWorker, run: Run) -> None:
+        await asyncio.sleep(1.0)
+        cost = wire.RequestCost(computed_tokens=8, pages_moved=2, bytes_moved=8192)
+        worker.say(worker.done(run, pb.FINISH_REASON_UNSPECIFIED, cost))
+
+    async def silent_about_it(worker: FakeWorker, run: Run) -> None:
+        cost = wire.RequestCost(fetched_tokens=40, pages_moved=3, bytes_moved=100)
+        n = len(run.start.token_ids)
+        worker.say(worker.tokens(run, n, 12, cost=cost), worker.done(run, cost=cost))
+
+    async def tells(worker: FakeWorker, run: Run) -> None:
+        n = len(run.start.token_ids)
+        first = kv.FirstToken(cached_tokens=32, pages_moved=2, bytes_moved=8192)
+        cost = wire.RequestCost(
+            fetched_tokens=40, pages_moved=3, bytes_moved=100, first_token=first
+        )
+        worker.say(worker.tokens(run, n, 12, cost=cost), worker.done(run, cost=cost))
+
+    prefill = FakeWorker("prefill", "p", script=prefill_late)
+    decode = FakeWorker("decode", "d", script=silent_about_it)
+    section = {"routing": {"local_suffix_tokens": 0}, "limits": {"usage_wait_s": 5.0}}
+    async with cluster(small_checkpoint, tmp_path, prefill, decode, **section) as router:
+        waited = await hear(router.stub.Generate(request(), timeout=10))
+        decode.script = tells
+        told = await hear(router.stub.Generate(request(), timeout=10))
+    for heard in (waited, told):
+        usage = heard.finished.usage
+        assert (usage.cached_tokens, usage.pages_moved, usage.bytes_moved) == (32, 5, 8292)
+    assert told.finished.usage.times.total_us < 900_000 < waited.finished.usage.times.total_us
+
+
+async def test_many_streams_at_once(small_checkpoint: Path, tmp_path: Path) -> None:
+    workers = [FakeWorker("decode", f"d{i}") for i in range(2)]
+    async with cluster(small_checkpoint, tmp_path, *workers) as router:
+        calls = [router.stub.Generate(request(), timeout=20) for _ in range(60)]
+        heard = await asyncio.gather(*(hear(call) for call in calls))
+    assert all(h.token_ids == EXPECTED for h in heard)
+    assert max(max(w.batches) for w in workers) > 1, "commands of one turn leave in one message"
+    assert min(len(w.runs) for w in workers) > 15, "load is shared"
+
+
+async def test_too_many_requests(small_checkpoint: Path, tmp_path: Path) -> None:
+    async def forever(worker: FakeWorker, run: Run) -> None:
+        await run.cancelled.wait()
+
+    decode = FakeWorker("decode", "d", script=forever)
+    limits = {"max_concurrent_requests": 1}
+    async with cluster(small_checkpoint, tmp_path, decode, limits=limits) as router:
+        first = router.stub.Generate(request(), timeout=20)
+        await until(lambda: decode.runs)
+        await assert_refused(
+            router.stub.Generate(request(), timeout=10),
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            errors.ERROR_REASON_OVERLOADED,
+        )
+        first.cancel()
+        await asyncio.wait_for(decode.runs[0].cancelled.wait(), 2)
+        decode.script = generate
+        assert (await hear(router.stub.Generate(request(), timeout=10))).token_ids == EXPECTED
+
+
+async def test_sigterm_lets_streams_end(small_checkpoint: Path, tmp_path: Path) -> None:
+    async def slow(worker: FakeWorker, run: Run) -> None:
+        await generate_tokens(worker, run, run.start.max_new_tokens, pause_s=0.05)
+        worker.say(worker.done(run, cost=default_cost(run)))
+
+    decode = FakeWorker("decode", "d", script=slow)
+    async with cluster(small_checkpoint, tmp_path, decode) as router:
+        reading = asyncio.create_task(hear(router.stub.Generate(request(), timeout=20)))
+        await until(lambda: decode.runs)
+        router.process.terminate()
+        await asyncio.sleep(0.1)
+        await assert_refused(
+            router.stub.Generate(request(), timeout=10),
+            grpc.StatusCode.UNAVAILABLE,
+            errors.ERROR_REASON_DRAINING,
+        )
+        assert (await reading).token_ids == EXPECTED
+        assert await asyncio.to_thread(router.process.wait, 10) == 0

@@ -1,0 +1,178 @@
+"""Holders that die or stall under a read: it ends, with what is whole, and writes no more."""
+
+import asyncio
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from baton.v1 import kv_pb2 as pb
+from baton.v1 import kv_pb2_grpc
+from baton_rpc import channel
+from baton_transfer import PullFailure, PullSettings, ReadFailure
+
+from .transfer_holder import hashes, identity
+from .transfer_rig import HolderProcess, Reading, check_pages, holder, reading
+
+PAGE = 1 << 20
+PAGES = 256
+
+
+async def memory_of(peer: pb.Peer, page_bytes: int = PAGE) -> bytes:
+    async with channel(peer.address) as link:
+        answer = await kv_pb2_grpc.KvPeerServiceStub(link).Handshake(
+            pb.HandshakeRequest(reader=pb.Peer(name="r"), cache=identity(page_bytes))
+        )
+    return answer.memory.SerializeToString()
+
+
+async def read_slowly_and(
+    mine: Reading, peer: HolderProcess, number: signal.Signals, seconds: float
+) -> tuple[pb.Peer, object]:
+    """Starts a long read, sends the holder a signal in the middle of it; the outcome."""
+    memory = await memory_of(peer.peer)
+    sources = np.arange(PAGES, dtype=np.int32)
+    warm = await asyncio.to_thread(mine.reader.read, memory, [0], [0])
+    assert warm.failure is None
+    future = mine.reader.submit(memory, sources, sources, seconds=seconds)
+    while not mine.arena.pages[8].any():
+        await asyncio.sleep(0)
+    peer.signal(number)
+    return peer.peer, await asyncio.wait_for(asyncio.wrap_future(future), seconds + 10)
+
+
+@pytest.mark.parametrize("transport", ["local", "tcp"])
+async def test_a_holder_killed_under_a_read_leaves_a_whole_prefix(
+    transport: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UCX_TLS", "tcp,cma" if transport == "local" else "tcp")
+    with holder(page_bytes=PAGE, pages=PAGES, transport=transport) as peer:
+        async with reading(page_bytes=PAGE, pages=PAGES) as mine:
+            started = time.monotonic()
+            _, outcome = await read_slowly_and(mine, peer, signal.SIGKILL, 30.0)
+            assert time.monotonic() - started < 15
+            if outcome.failure is None:  # the copy was faster than the signal
+                assert outcome.arrived == PAGES
+            else:
+                assert outcome.failure is ReadFailure.DISCONNECTED
+            # Source pages lie in reverse order of their contents.
+            for i in range(outcome.arrived):
+                check_pages(mine.arena, np.array([i]), 1, first=PAGES - 1 - i)
+            assert (await mine.puller.pull(peer.peer, hashes(1, 1), np.zeros(1, np.int32))).failure
+
+
+async def test_a_stalled_holder_ends_in_the_fence_and_a_late_write_is_impossible(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # TCP: the holder itself must send, so stopping it stalls the read halfway.
+    monkeypatch.setenv("UCX_TLS", "tcp")
+    with holder(page_bytes=PAGE, pages=PAGES, transport="tcp") as peer:
+        async with reading(page_bytes=PAGE, pages=PAGES) as mine:
+            started = time.monotonic()
+            _, outcome = await read_slowly_and(mine, peer, signal.SIGSTOP, 1.0)
+            assert outcome.failure is ReadFailure.DEADLINE
+            assert outcome.arrived < PAGES
+            assert time.monotonic() - started < 8
+            # The pages are free now: reuse them, wake the holder, and see them unharmed.
+            mine.arena.pages[:] = 0xAB
+            peer.signal(signal.SIGCONT)
+            await asyncio.sleep(1.0)
+            assert (mine.arena.pages == 0xAB).all()
+            # The holder may not survive its waking: UCX's TCP aborts on the connections that the
+            # fence closed. The reader does, and reads from others.
+            with holder(page_bytes=PAGE, pages=4, name="other", transport="tcp") as other:
+                targets = np.arange(4, dtype=np.int32)
+                pulled = await mine.puller.pull(other.peer, hashes(1, 4), targets)
+                assert (pulled.arrived, pulled.failure) == (4, None), pulled
+                check_pages(mine.arena, targets, 1)
+
+
+async def test_a_stopped_holder_costs_a_pull_seconds_and_is_read_again_when_it_wakes() -> None:
+    with holder() as peer:
+        async with reading() as mine:
+            targets = np.arange(4, dtype=np.int32)
+            assert (await mine.puller.pull(peer.peer, hashes(1, 4), targets)).failure is None
+            peer.signal(signal.SIGSTOP)
+            started = time.monotonic()
+            stopped = await mine.puller.pull(peer.peer, hashes(1, 4), targets)
+            assert stopped.failure is PullFailure.UNREACHABLE
+            assert time.monotonic() - started < 8
+            peer.signal(signal.SIGCONT)
+            again = await mine.puller.pull(peer.peer, hashes(1, 4), targets)
+            assert (again.arrived, again.failure) == (4, None), again
+
+
+async def test_a_cancelled_pull_returns_only_when_nothing_writes_any_more() -> None:
+    with holder(page_bytes=PAGE, pages=PAGES) as peer:
+        async with reading(page_bytes=PAGE, pages=PAGES) as mine:
+            targets = np.arange(PAGES, dtype=np.int32)
+            pull = asyncio.create_task(mine.puller.pull(peer.peer, hashes(1, PAGES), targets))
+            while not mine.arena.pages[4].any():
+                await asyncio.sleep(0)
+            pull.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await pull
+            mine.arena.pages[:] = 0xAB
+            await asyncio.sleep(0.2)
+            assert (mine.arena.pages == 0xAB).all()
+            again = await mine.puller.pull(peer.peer, hashes(1, 2), targets[:2])
+            assert again.failure is None
+
+
+async def test_a_lease_that_cannot_be_renewed_stops_the_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("UCX_TLS", "tcp")
+    options = {"ttl_cap_ms": 50, "renewable": False, "transport": "tcp"}
+    with holder(page_bytes=PAGE, pages=PAGES, **options) as peer:
+        settings = PullSettings(ttl_ms=400)
+        async with reading(page_bytes=PAGE, pages=PAGES, settings=settings) as mine:
+            targets = np.arange(PAGES, dtype=np.int32)
+            for _ in range(3):  # until one lasts longer than its lease
+                pulled = await mine.puller.pull(peer.peer, hashes(1, PAGES), targets)
+                if pulled.failure is not None:
+                    break
+            assert (pulled.arrived, pulled.failure) == (0, PullFailure.EXPIRED), pulled
+
+
+async def test_a_reader_that_closes_ends_its_reads() -> None:
+    with holder(page_bytes=PAGE, pages=PAGES) as peer:
+        async with reading(page_bytes=PAGE, pages=PAGES) as mine:
+            memory = await memory_of(peer.peer)
+            sources = np.arange(PAGES, dtype=np.int32)
+            futures = [mine.reader.submit(memory, sources, sources) for _ in range(3)]
+            await asyncio.to_thread(mine.reader.close)
+            outcomes = [future.result(timeout=5) for future in futures]
+            assert outcomes[-1].failure is ReadFailure.CLOSED
+            late = mine.reader.read(memory, [0], [0])
+            assert late.failure is ReadFailure.CLOSED
+            assert not [t for t in threading.enumerate() if t.name.startswith("baton-read-")]
+
+
+async def test_memory_that_makes_no_sense_is_refused_without_a_read() -> None:
+    with holder() as peer:
+        async with reading() as mine:
+            memory = pb.ExportedMemory.FromString(await memory_of(peer.peer, 65536))
+            cases = {
+                "outside": (memory.SerializeToString(), [64]),
+                "bytes": (_changed(memory, page_bytes=4096), [0]),
+                "neither": (_changed(memory, memory_type="DISK"), [0]),
+                "not an ExportedMemory": (b"\xff\xff", [0]),
+                "peer metadata": (_changed(memory, agent_metadata=b"nonsense"), [0]),
+            }
+            for word, (data, sources) in cases.items():
+                outcome = await asyncio.to_thread(mine.reader.read, data, sources, [1])
+                assert outcome.failure is ReadFailure.UNREADABLE, word
+                assert word in outcome.detail
+            with pytest.raises(ValueError, match="outside the arena"):
+                mine.reader.read(memory.SerializeToString(), [0], [64])
+
+
+def _changed(memory: pb.ExportedMemory, **fields: object) -> bytes:
+    changed = pb.ExportedMemory()
+    changed.CopyFrom(memory)
+    for name, value in fields.items():
+        setattr(changed, name, value)
+    return changed.SerializeToString()

@@ -1,0 +1,124 @@
+"""Two processes exchange pages: lease, NIXL read, checksum, release, verdict."""
+
+import numpy as np
+import pytest
+
+from baton.v1 import kv_pb2 as pb
+from baton_transfer import HolderLost, PullFailure, PullSettings, ReadFailure
+
+from .transfer_holder import hashes
+from .transfer_rig import check_pages, holder, reading
+
+
+def scattered(count: int, of: int = 64) -> np.ndarray:
+    return np.random.default_rng(7).permutation(of)[:count].astype(np.int32)
+
+
+async def test_pages_arrive_whole_at_scattered_targets() -> None:
+    with holder() as peer:
+        async with reading() as mine:
+            targets = scattered(40)
+            pulled = await mine.puller.pull(peer.peer, hashes(1, 40), targets)
+            assert (pulled.arrived, pulled.failure) == (40, None)
+            assert pulled.moved_bytes == 40 * 65536
+            check_pages(mine.arena, targets, 1)
+            untouched = np.setdiff1d(np.arange(64), targets)
+            assert not mine.arena.pages[untouched].any()
+
+
+async def test_a_holder_that_has_fewer_pages_gives_its_prefix() -> None:
+    with holder(pages=8) as peer:
+        async with reading() as mine:
+            pulled = await mine.puller.pull(peer.peer, hashes(1, 12), scattered(12))
+            assert (pulled.arrived, pulled.failure) == (8, PullFailure.NOT_HELD)
+            none = await mine.puller.pull(peer.peer, hashes(2, 3), scattered(3))
+            assert (none.arrived, none.failure) == (0, PullFailure.NOT_HELD)
+
+
+async def test_a_page_that_differs_from_its_checksum_is_rejected_with_what_follows() -> None:
+    with holder(corrupt=[5]) as peer:
+        async with reading() as mine:
+            targets = scattered(16)
+            pulled = await mine.puller.pull(peer.peer, hashes(1, 16), targets)
+            assert pulled.arrived == 5
+            assert pulled.failure is PullFailure.READ
+            assert pulled.read_failure is ReadFailure.CHECKSUM
+            check_pages(mine.arena, targets[:5], 1)
+
+
+async def test_an_expired_lease_discards_what_was_read() -> None:
+    # The lease is over before it could be released: the holder may have reused the pages.
+    with holder(ttl_cap_ms=0) as peer:
+        async with reading() as mine:
+            pulled = await mine.puller.pull(peer.peer, hashes(1, 4), scattered(4))
+            assert (pulled.arrived, pulled.failure) == (0, PullFailure.EXPIRED)
+
+
+async def test_without_checksums_the_verdict_is_enough() -> None:
+    with holder(checksums=False) as peer:
+        async with reading() as mine:
+            targets = scattered(4)
+            pulled = await mine.puller.pull(peer.peer, hashes(1, 4), targets)
+            assert (pulled.arrived, pulled.failure) == (4, None)
+            check_pages(mine.arena, targets, 1)
+
+
+@pytest.mark.parametrize("difference", ["fingerprint", "page_bytes"])
+async def test_caches_that_differ_are_refused_by_name(difference: str) -> None:
+    held = {"fingerprint": "other model"} if difference == "fingerprint" else {"page_bytes": 4096}
+    with holder(**held) as peer:
+        async with reading() as mine:
+            pulled = await mine.puller.pull(peer.peer, hashes(1, 4), scattered(4))
+            assert pulled.failure is PullFailure.REFUSED
+            assert "INCOMPATIBLE_PEER" in pulled.detail
+            assert difference in pulled.detail
+
+
+async def test_pulls_larger_than_the_credit_go_in_parts() -> None:
+    with holder() as peer:
+        async with reading(settings=PullSettings(credit_bytes=10 * 65536)) as mine:
+            targets = scattered(64)
+            pulled = await mine.puller.pull(peer.peer, hashes(1, 64), targets)
+            assert (pulled.arrived, pulled.failure) == (64, None)
+            check_pages(mine.arena, targets, 1)
+
+
+async def test_handovers_are_followed_to_the_first_token_and_handed_over() -> None:
+    with holder() as peer:
+        async with reading() as mine:
+            seen = [h async for h in mine.puller.follow(peer.peer, "r1", 1)]
+            assert seen[-1].first_token.token_id == 42
+            assert seen[-1].sealed_pages == 3
+            waiting = mine.puller.follow(peer.peer, "r2", 1)
+            await mine.puller.pull(peer.peer, hashes(1, 3), scattered(3), handed_over=("r1", 1))
+            # The holder says so only once it heard that r1 is handed over.
+            assert [h.failed async for h in waiting] == [40]
+
+
+async def test_a_follower_learns_of_a_lost_or_restarted_holder() -> None:
+    async with reading() as mine:
+        with holder() as peer:
+            waiting = mine.puller.follow(peer.peer, "r3", 1)
+            await anext(mine.puller.follow(peer.peer, "r1", 1))
+            peer.process.kill()
+            with pytest.raises(HolderLost, match=peer.peer.address):
+                await anext(waiting)
+        with holder() as again:
+            past = pb.Peer(name="holder", address=again.peer.address, epoch=peer.peer.epoch)
+            with pytest.raises(HolderLost, match="STALE_EPOCH"):
+                await anext(mine.puller.follow(past, "r1", 1))
+
+
+async def test_a_restarted_holder_is_read_in_its_new_life() -> None:
+    async with reading() as mine:
+        with holder() as first:
+            pulled = await mine.puller.pull(first.peer, hashes(1, 4), scattered(4))
+            assert pulled.failure is None
+        gone = await mine.puller.pull(first.peer, hashes(1, 4), scattered(4))
+        assert gone.failure is PullFailure.UNREACHABLE
+        with holder(listen=first.peer.address) as second:
+            assert second.peer.epoch != first.peer.epoch
+            targets = scattered(6)
+            pulled = await mine.puller.pull(first.peer, hashes(1, 6), targets)
+            assert (pulled.arrived, pulled.failure) == (6, None), pulled
+            check_pages(mine.arena, targets, 1)

@@ -1,0 +1,136 @@
+"""A process that holds pages, for the transfer tests: `python transfer_holder.py JSON`.
+
+Prints one JSON line (address, epoch) when it serves; ends when its stdin does.
+Page i of seed s contains `page_content(s, i, page_bytes)` and has the identity
+`page_hash(s, i)`, so the reading side knows what must arrive.
+"""
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from baton.v1 import kv_pb2 as pb
+from baton.v1.kv_pb2_grpc import add_KvPeerServiceServicer_to_server
+from baton_rpc import Server
+from baton_transfer import (
+    Exporter,
+    KvPeerServicer,
+    LeaseBook,
+    LeaseGrant,
+    PageArena,
+    Transport,
+    cache_identity,
+    configure_ucx,
+    new_epoch,
+)
+
+GROUP = "full"
+
+
+def page_hash(seed: int, index: int) -> bytes:
+    return seed.to_bytes(8, "little") + index.to_bytes(8, "little")
+
+
+def hashes(seed: int, count: int, first: int = 0) -> NDArray[np.uint8]:
+    """uint8 [count, 16]."""
+    data = b"".join(page_hash(seed, i) for i in range(first, first + count))
+    return np.frombuffer(data, np.uint8).reshape(count, 16)
+
+
+def page_content(seed: int, index: int, page_bytes: int) -> NDArray[np.uint8]:
+    pattern = np.random.default_rng([seed, index]).integers(0, 256, 4096, np.uint8)
+    return np.resize(pattern, page_bytes)
+
+
+def identity(
+    page_bytes: int, fingerprint: str = "model", page_size: int = 16, dtype: str = "float32"
+) -> pb.CacheIdentity:
+    group = pb.CacheGroupIdentity(name=GROUP, dtype=dtype, layers=2, page_bytes=page_bytes)
+    return cache_identity(fingerprint, page_size, [group])
+
+
+class Shelf:
+    """A PageHolder of fixed pages; page i lies at slot num_pages - 1 - i."""
+
+    def __init__(self, arena: PageArena, options: dict[str, object]) -> None:
+        self.arena = arena
+        self.seed = int(str(options["seed"]))
+        self.slots = {
+            page_hash(self.seed, i): arena.num_pages - 1 - i for i in range(arena.num_pages)
+        }
+        self.ttl_cap_ms = int(str(options.get("ttl_cap_ms", 60_000)))
+        self.renewable = bool(options.get("renewable", True))
+        self.with_checksums = bool(options.get("checksums", True))
+        self.corrupt = set(options.get("corrupt", ()))  # type: ignore[call-overload]
+        self.book = LeaseBook(1, lambda pages: None)
+        self.handed: list[tuple[str, int]] = []
+        self.told = asyncio.Event()
+
+    def grant(self, reader: str, hashes: NDArray[np.uint8], ttl_ms: int) -> LeaseGrant:
+        pages: list[int] = []
+        for row in hashes:
+            slot = self.slots.get(row.tobytes())
+            if slot is None:
+                break
+            pages.append(slot)
+        if not pages:
+            return LeaseGrant(0, np.empty(0, np.int32), None, 0)
+        held = np.array(pages, np.int32)
+        sums = self.arena.checksums(held) if self.with_checksums else None
+        for page in held[np.isin(held, [self.arena.num_pages - 1 - i for i in self.corrupt])]:
+            self.arena.pages[page, -1] ^= 1  # after the checksum was taken
+        ttl_ms = min(ttl_ms, self.ttl_cap_ms)
+        lease = self.book.grant(held, time.monotonic(), ttl_ms / 1000)
+        return LeaseGrant(lease, held, sums, ttl_ms)
+
+    def renew(self, leases: Sequence[int], ttl_ms: int) -> list[int]:
+        ttl_ms = min(ttl_ms, self.ttl_cap_ms) if self.renewable else 0
+        return self.book.renew(leases, time.monotonic(), ttl_ms / 1000)
+
+    def release(self, leases: Sequence[int]) -> list[bool]:
+        return self.book.release(leases, time.monotonic())
+
+    def handed_over(self, request_id: str, attempt: int) -> None:
+        self.handed.append((request_id, attempt))
+        self.told.set()
+
+    async def watch(self, reader: str) -> AsyncIterator[Sequence[pb.Handover]]:
+        """Two steps of request r1, then silence until it is handed over; then r2 fails."""
+        yield [pb.Handover(request_id="r1", attempt=1, sealed_pages=1)]
+        await asyncio.sleep(0.05)
+        first = pb.FirstToken(token_id=42)
+        yield [pb.Handover(request_id="r1", attempt=1, sealed_pages=3, first_token=first)]
+        await self.told.wait()
+        yield [pb.Handover(request_id="r2", attempt=1, failed=40)]
+        await asyncio.Event().wait()
+
+
+async def hold(options: dict[str, object]) -> None:
+    configure_ucx(Transport(str(options.get("transport", "local"))))
+    page_bytes, pages = int(str(options["page_bytes"])), int(str(options["pages"]))
+    arena = PageArena.allocate(page_bytes=page_bytes, num_pages=pages)
+    for i in range(pages):
+        arena.pages[pages - 1 - i] = page_content(int(str(options["seed"])), i, page_bytes)
+    name, epoch = str(options.get("name", "holder")), new_epoch()
+    me = pb.Peer(name=name, epoch=epoch)
+    exporter = Exporter(name, epoch, arena)
+    cache = identity(page_bytes, str(options.get("fingerprint", "model")))
+    servicer = KvPeerServicer(Shelf(arena, options), me, cache, exporter.exported)
+    server = Server(
+        str(options.get("listen", "127.0.0.1:0")), [(servicer, add_KvPeerServiceServicer_to_server)]
+    )
+    await server.start()
+    me.address = server.address
+    print(json.dumps({"address": me.address, "epoch": epoch, "name": name}), flush=True)
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    await server.stop()
+    exporter.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(hold(json.loads(sys.argv[1])))

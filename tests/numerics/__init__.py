@@ -1,0 +1,1 @@
+"""Numerical parity of models with transformers."""

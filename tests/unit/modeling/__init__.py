@@ -1,0 +1,1 @@
+"""Tests of placements, compiler and loading without a model."""

@@ -1,0 +1,100 @@
+"""The index against a dictionary of sets."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from baton_router.page_index import Holder, PageIndex, split_hashes
+
+PAGES = [bytes([i]) * 16 for i in range(6)]
+NAMES = st.sampled_from(["a", "b", "c"])
+SOME = st.lists(st.sampled_from(PAGES), max_size=4)
+
+
+def holder(name: str, epoch: int = 1, storage: bool = False) -> Holder:
+    return Holder(name, f"{name}:1", epoch, storage)
+
+
+class Against(RuleBasedStateMachine):
+    """Random changes; `held` must say what the model of plain sets says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.index = PageIndex()
+        self.directory: dict[str, set[bytes]] = {}
+        self.hints: dict[str, set[bytes]] = {}
+        self.epochs: dict[str, int] = {}
+
+    def live(self, name: str, epoch: int) -> Holder:
+        if self.epochs.get(name, epoch) != epoch:
+            self.directory.pop(name, None)
+            self.hints.pop(name, None)
+        self.epochs[name] = epoch
+        return holder(name, epoch)
+
+    @rule(name=NAMES, epoch=st.integers(1, 2), pages=SOME)
+    def add(self, name: str, epoch: int, pages: list[bytes]) -> None:
+        self.index.add(self.live(name, epoch), pages)
+        self.directory.setdefault(name, set()).update(pages)
+
+    @rule(name=NAMES, pages=SOME)
+    def hint(self, name: str, pages: list[bytes]) -> None:
+        self.index.hint(self.live(name, self.epochs.get(name, 1)), pages)
+        self.hints.setdefault(name, set()).update(pages)
+
+    @rule(name=NAMES, pages=SOME)
+    def remove(self, name: str, pages: list[bytes]) -> None:
+        self.index.remove(self.live(name, self.epochs.get(name, 1)), pages)
+        for known in (self.directory, self.hints):
+            known.get(name, set()).difference_update(pages)
+
+    @rule(name=NAMES, epoch=st.sampled_from([None, 1, 2]))
+    def forget(self, name: str, epoch: int | None) -> None:
+        self.index.forget(name, epoch)
+        if name in self.epochs and epoch in (None, self.epochs[name]):
+            del self.epochs[name]
+            self.directory.pop(name, None)
+            self.hints.pop(name, None)
+
+    @rule()
+    def snapshot(self) -> None:
+        self.index.forget_directory()
+        self.directory.clear()
+
+    @invariant()
+    def same_answers(self) -> None:
+        for chain in (PAGES, PAGES[:3], list(reversed(PAGES))):
+            expected = {}
+            for name in self.epochs:
+                has = self.directory.get(name, set()) | self.hints.get(name, set())
+                lead = next((i for i, page in enumerate(chain) if page not in has), len(chain))
+                if lead:
+                    expected[name] = lead
+            held = self.index.held(b"".join(chain))
+            assert {h.holder.name: h.pages for h in held} == expected
+            assert [h.pages for h in held] == sorted((h.pages for h in held), reverse=True)
+            assert all(h.holder.epoch == self.epochs[h.holder.name] for h in held)
+
+
+TestAgainst = Against.TestCase
+
+
+@given(st.binary(max_size=70))
+def test_torn_hashes_are_left_out(raw: bytes) -> None:
+    parts = list(split_hashes(raw))
+    assert len(parts) == len(raw) // 16 and all(len(part) == 16 for part in parts)
+
+
+def test_hints_are_bounded() -> None:
+    index = PageIndex(hinted_pages=2)
+    index.hint(holder("a"), PAGES)
+    assert index.held(b"".join(PAGES)) == []
+    assert [h.pages for h in index.held(b"".join(PAGES[-2:]))] == [2]
+
+
+def test_storage_goes_with_the_kvstore() -> None:
+    index = PageIndex()
+    index.add(holder("w"), PAGES[:1])
+    index.add(holder("kv", storage=True), PAGES)
+    index.forget_storage()
+    assert [(h.holder.name, h.pages) for h in index.held(b"".join(PAGES))] == [("w", 1)]

@@ -1,0 +1,45 @@
+"""Moves pages between processes: leases over gRPC, bytes by NIXL READ.
+
+Imports no torch. `configure_ucx` must run before the first Exporter or PageReader.
+"""
+
+from baton_transfer.arena import MemoryType, PageArena
+from baton_transfer.exporter import Exporter
+from baton_transfer.following import Follower, HolderLost
+from baton_transfer.holder import LeaseGrant, PageHolder
+from baton_transfer.identity import WIRE_VERSION, cache_identity, differing_field, new_epoch
+from baton_transfer.leases import LeaseBook
+from baton_transfer.outcome import Pulled, PullFailure, ReadFailure, ReadOutcome
+from baton_transfer.publisher import DirectoryPublisher
+from baton_transfer.puller import Puller, PullSettings, ReadPages, read_with
+from baton_transfer.reader import PageReader
+from baton_transfer.servicer import KvPeerServicer
+from baton_transfer.ucx import Transport, configure_ucx
+
+__all__ = [
+    "DirectoryPublisher",
+    "Exporter",
+    "Follower",
+    "HolderLost",
+    "KvPeerServicer",
+    "LeaseBook",
+    "LeaseGrant",
+    "MemoryType",
+    "PageArena",
+    "PageHolder",
+    "PageReader",
+    "PullFailure",
+    "PullSettings",
+    "Pulled",
+    "Puller",
+    "ReadFailure",
+    "ReadOutcome",
+    "ReadPages",
+    "Transport",
+    "WIRE_VERSION",
+    "cache_identity",
+    "configure_ucx",
+    "differing_field",
+    "new_epoch",
+    "read_with",
+]

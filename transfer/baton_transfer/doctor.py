@@ -1,0 +1,77 @@
+"""What `baton doctor` says about moving pages: settings, transports, measured throughput."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from baton_transfer import binding
+from baton_transfer.agent import Agent, AgentError
+from baton_transfer.arena import PageArena
+from baton_transfer.exporter import Exporter
+from baton_transfer.outcome import ReadOutcome
+from baton_transfer.reader import PageReader
+from baton_transfer.ucx import Transport, configure_ucx
+
+_PAGE_BYTES, _PAGES, _ROUNDS = 64 << 10, 512, 3
+
+
+@dataclass(frozen=True, slots=True)
+class Loopback:
+    """Pages read by one agent out of another one of this process, checksums verified."""
+
+    gb_per_s: float  # best of a few rounds
+    one_page_us: float  # best of a few reads, thread hand-over included
+
+
+def measure_loopback() -> Loopback:
+    """Takes about a second. Raises RuntimeError when the read fails."""
+    source = PageArena.allocate(page_bytes=_PAGE_BYTES, num_pages=_PAGES)
+    source.pages[:] = np.random.default_rng(0).integers(0, 256, source.pages.shape, np.uint8)
+    target = PageArena.allocate(page_bytes=_PAGE_BYTES, num_pages=_PAGES)
+    order = np.random.default_rng(1).permutation(_PAGES).astype(np.int32)
+    exporter = Exporter("doctor", time.time_ns(), source)
+    reader = PageReader("doctor-reader", target)
+    try:
+        memory = exporter.exported.SerializeToString()
+        sums = source.checksums(order)
+        slots = np.arange(_PAGES, dtype=np.int32)
+        bulk = [_whole(reader.read(memory, order, slots, sums)) for _ in range(_ROUNDS)]
+        single = [
+            _whole(reader.read(memory, order[:1], slots[:1], sums[:1])) for _ in range(_ROUNDS)
+        ]
+    finally:
+        reader.close()
+        exporter.close()
+    fastest = min(bulk, key=lambda outcome: outcome.seconds)
+    return Loopback(
+        fastest.moved_bytes / fastest.seconds / 1e9, min(o.seconds for o in single) * 1e6
+    )
+
+
+def examine(transport: Transport = Transport.LOCAL) -> Iterator[tuple[str, bool, str]]:
+    """(topic, whether it is well, text) of everything there is to say."""
+    settings = configure_ucx(transport)
+    try:
+        yield "nixl", True, f"{binding.nixl_version()} ({binding.wheel()})"
+        agent = Agent("doctor-probe", progress_thread=False)
+    except (ImportError, AgentError) as error:
+        yield "nixl", False, str(error)
+        return
+    agent.destroy()
+    chosen = ", ".join(f"{name}={value}" for name, value in sorted(settings.items()))
+    yield "ucx", True, f"transport {transport}: {chosen}"
+    try:
+        loopback = measure_loopback()
+    except RuntimeError as error:
+        yield "loopback", False, f"{error}; is UCX_TLS={settings.get('UCX_TLS')} usable here?"
+        return
+    speed = f"{loopback.gb_per_s:.1f} GB/s in pages of 64 KiB"
+    yield "loopback", True, f"{speed}, one page in {loopback.one_page_us:.0f} us, verified"
+
+
+def _whole(outcome: ReadOutcome) -> ReadOutcome:
+    if outcome.failure is not None:
+        raise RuntimeError(f"reading from ourselves failed: {outcome.failure}: {outcome.detail}")
+    return outcome

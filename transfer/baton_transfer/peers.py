@@ -1,0 +1,184 @@
+"""The reader's view of each holder: channel, handshake, credit, leases that are kept alive."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import grpc
+
+from baton.v1 import errors_pb2 as errors
+from baton.v1 import kv_pb2 as pb
+from baton.v1 import kv_pb2_grpc
+from baton_rpc import Refusal, channel, refusal_of
+from baton_transfer.identity import differing_field
+
+HANDSHAKE_S = 5.0
+ACQUIRE_S = 5.0
+RELEASE_S = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Handshaken:
+    """What a handshake brought."""
+
+    epoch: int
+    memory: bytes  # a serialised ExportedMemory
+    page_bytes: int
+
+
+class Credit:
+    """Bytes that may be under way from one holder at a time. First come, first served."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._used = 0
+        self._changed = asyncio.Condition()
+
+    @asynccontextmanager
+    async def of(self, size: int) -> AsyncIterator[None]:
+        """Waits for `size` bytes of credit; more than the limit waits for all of it."""
+        size = min(size, self.limit)
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._used + size <= self.limit)
+            self._used += size
+        try:
+            yield
+        finally:
+            self._used -= size
+            async with self._changed:
+                self._changed.notify_all()
+
+
+class Holder:
+    """One address that pages are pulled from. Used on one event loop."""
+
+    def __init__(
+        self,
+        address: str,
+        me: pb.Peer,
+        identity: pb.CacheIdentity,
+        credit_bytes: int,
+        ttl_ms: int,
+        forget: Callable[[bytes], None],
+    ) -> None:
+        self.address = address
+        self.credit = Credit(credit_bytes)
+        self.ttl_ms = ttl_ms
+        self._me = me
+        self._identity = identity
+        self._forget = forget
+        self._channel = channel(address)
+        self.stub = kv_pb2_grpc.KvPeerServiceStub(self._channel)
+        self._closing: set[asyncio.Task[None]] = set()
+        self._shaking = asyncio.Lock()
+        self._hands: Handshaken | None = None
+        self._memory: bytes | None = None
+        self._kept: dict[tuple[int, int], threading.Event] = {}  # by (epoch, lease)
+        self._heartbeat: asyncio.Task[None] | None = None
+
+    async def handshake(self) -> Handshaken:
+        """The handshake with the holder's present life. Raises Refusal and AioRpcError."""
+        async with self._shaking:
+            if self._hands is None:
+                self._hands = await self._shake()
+            return self._hands
+
+    def restarted(self, hands: Handshaken) -> None:
+        """That life is over: the next handshake() asks anew."""
+        if self._hands is hands:
+            self._hands = None
+
+    async def acquire(self, hashes: bytes) -> tuple[Handshaken, pb.AcquireResponse]:
+        """Leases what the holder has of `hashes`; in a new life too. Raises as handshake does."""
+        for last in (False, True):
+            hands = await self.handshake()
+            try:
+                lease = await self.stub.Acquire(
+                    pb.AcquireRequest(
+                        reader=self._me.name,
+                        epoch=hands.epoch,
+                        page_hashes=hashes,
+                        ttl_ms=self.ttl_ms,
+                    ),
+                    timeout=ACQUIRE_S,
+                )
+                return hands, lease
+            except grpc.aio.AioRpcError as error:
+                self.restarted(hands)
+                refusal = refusal_of(error)
+                stale = refusal is not None and refusal.reason == errors.ERROR_REASON_STALE_EPOCH
+                if last or not stale:
+                    raise refusal or error from error
+        raise AssertionError("the loop above returns or raises")
+
+    @asynccontextmanager
+    async def kept(
+        self, hands: Handshaken, lease: int, stop: threading.Event
+    ) -> AsyncIterator[None]:
+        """Renews the lease while the block runs; sets `stop` when the holder says it is over."""
+        self._kept[hands.epoch, lease] = stop
+        if self._heartbeat is None or self._heartbeat.done():
+            self._heartbeat = asyncio.create_task(self._beat())
+        try:
+            yield
+        finally:
+            del self._kept[hands.epoch, lease]
+
+    async def _beat(self) -> None:
+        # Three renewals may be lost before a lease is.
+        pause = self.ttl_ms / 4000
+        while self._kept:
+            await asyncio.sleep(pause)
+            for epoch in {epoch for epoch, _ in self._kept}:
+                await self._renew(epoch, timeout=pause)
+
+    async def _renew(self, epoch: int, timeout: float) -> None:
+        leases = [lease for of, lease in self._kept if of == epoch]
+        request = pb.RenewRequest(epoch=epoch, lease_ids=leases, ttl_ms=self.ttl_ms)
+        try:
+            answer = await self.stub.Renew(request, timeout=timeout)
+        except grpc.aio.AioRpcError:
+            return  # the verdict will tell, and the read has its own deadline
+        for lease in answer.expired:
+            stop = self._kept.get((epoch, lease))
+            if stop is not None:
+                stop.set()
+
+    def _redial(self) -> None:
+        """A channel that has failed refuses calls for up to a second; a new one just dials."""
+        # Calls of other pulls still end on the old one.
+        old = asyncio.create_task(self._channel.close(RELEASE_S))
+        self._closing.add(old)
+        old.add_done_callback(self._closing.discard)
+        self._channel = channel(self.address)
+        self.stub = kv_pb2_grpc.KvPeerServiceStub(self._channel)
+
+    async def _shake(self) -> Handshaken:
+        if self._channel.get_state() is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+            self._redial()
+        request = pb.HandshakeRequest(reader=self._me, cache=self._identity)
+        try:
+            answer = await self.stub.Handshake(request, timeout=HANDSHAKE_S)
+        except grpc.aio.AioRpcError as error:
+            raise refusal_of(error) or error from error
+        field = differing_field(self._identity, answer.cache)
+        if field is not None:
+            raise Refusal(
+                errors.ERROR_REASON_INCOMPATIBLE_PEER,
+                f"{answer.holder.name} at {self.address} answered with another cache: {field}",
+                {"field": field.partition(":")[0]},
+            )
+        memory = answer.memory.SerializeToString(deterministic=True)
+        if self._memory is not None and self._memory != memory:
+            self._forget(self._memory)
+        self._memory = memory
+        return Handshaken(answer.holder.epoch, memory, answer.memory.page_bytes)
+
+    async def close(self) -> None:
+        """Ends the heartbeat and the channel."""
+        if self._heartbeat is not None:
+            self._heartbeat.cancel()
+            await asyncio.wait([self._heartbeat])
+        await asyncio.gather(self._channel.close(), *self._closing)

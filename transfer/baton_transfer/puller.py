@@ -1,0 +1,283 @@
+"""A pull: lease, read, release, verdict. Pages are the caller's only after all four."""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, replace
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+
+from baton.v1 import kv_pb2 as pb
+from baton_rpc import Refusal
+from baton_transfer.arena import Pages
+from baton_transfer.following import Follower
+from baton_transfer.outcome import Pulled, PullFailure, ReadOutcome
+from baton_transfer.peers import RELEASE_S, Handshaken, Holder
+from baton_transfer.reader import PageReader
+
+log = logging.getLogger("baton.transfer")
+
+# (memory, source pages, target pages, checksums or None, stop) -> a terminal outcome.
+# With several ranks: the worst of their outcomes, when all of them are terminal.
+ReadPages = Callable[
+    [bytes, Pages, Pages, NDArray[np.uint64] | None, threading.Event], Awaitable[ReadOutcome]
+]
+
+
+def read_with(reader: PageReader) -> ReadPages:
+    """The `read` of a Puller for one rank."""
+
+    async def read(
+        memory: bytes,
+        sources: Pages,
+        targets: Pages,
+        checksums: NDArray[np.uint64] | None,
+        stop: threading.Event,
+    ) -> ReadOutcome:
+        return await asyncio.wrap_future(
+            reader.submit(memory, sources, targets, checksums, stop=stop)
+        )
+
+    return read
+
+
+@dataclass(frozen=True, slots=True)
+class PullSettings:
+    """credit_bytes: under way from one holder at a time. ttl_ms: of a lease, renewed in time."""
+
+    credit_bytes: int = 256 << 20
+    ttl_ms: int = 10_000
+
+
+class Puller:
+    """Pulls pages from any number of holders. Used on one event loop.
+
+    puller = Puller(me, identity, read_with(reader), forget=reader.forget)
+    pulled = await puller.pull(holder, hashes, target_pages)
+    """
+
+    def __init__(
+        self,
+        me: pb.Peer,
+        identity: pb.CacheIdentity,
+        read: ReadPages,
+        *,
+        forget: Callable[[bytes], None],
+        settings: PullSettings | None = None,
+    ) -> None:
+        """`forget` is told the memory of a holder's past life (PageReader.forget)."""
+        self._me = me
+        self._identity = identity
+        self._read = read
+        self._forget = forget
+        self._settings = settings or PullSettings()
+        self._holders: dict[str, Holder] = {}
+        self._follower = Follower(me.name)
+        self._connecting: set[asyncio.Task[None]] = set()
+
+    async def pull(
+        self,
+        source: pb.Peer,
+        hashes: NDArray[np.uint8],
+        targets: Pages,
+        *,
+        handed_over: tuple[str, int] | None = None,
+    ) -> Pulled:
+        """Brings the pages `hashes`, uint8 [n, 16], into our pages `targets`, int32 [n].
+
+        Never raises for what a peer does; see Pulled.failure. Returns (also when
+        cancelled: CancelledError comes only then) when nothing writes into the
+        targets any more. `handed_over` (request_id, attempt) is told to the
+        holder with the last release, when every page has arrived.
+
+        Raises ValueError for unequal lengths.
+        """
+        if hashes.shape != (len(targets), 16):
+            raise ValueError(f"hashes {hashes.shape} for {len(targets)} target pages")
+        stop = threading.Event()
+        task = asyncio.create_task(self._pull(source, hashes, targets, handed_over, stop))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            stop.set()
+            await _ended(task)
+            raise
+
+    def follow(self, holder: pb.Peer, request_id: str, attempt: int) -> AsyncIterator[pb.Handover]:
+        """What the holder announces for one request: cumulative, latest only.
+
+        Ends after the handover with first_token or failed. Raises HolderLost
+        when this life of the holder cannot be heard any more. All requests of
+        one holder share one stream. Close it (`aclose`) when giving up early.
+        """
+        self._get_ready(holder.address)
+        return self._follower.follow(holder, request_id, attempt)
+
+    async def hand_over(self, holder: pb.Peer, request_id: str, attempt: int) -> bool:
+        """Tells the holder that we want nothing more of a request; False when it did not hear.
+
+        For requests whose last pull did not say so. An unheard holder lets go by its own clock.
+        """
+        request = pb.ReleaseRequest(
+            epoch=holder.epoch,
+            handed_over=[pb.HandedOver(request_id=request_id, attempt=attempt)],
+        )
+        try:
+            await self._holder(holder.address).stub.Release(request, timeout=RELEASE_S)
+        except grpc.aio.AioRpcError:
+            return False
+        return True
+
+    async def close(self) -> None:
+        """Ends streams and channels. Pulls must have ended."""
+        for task in self._connecting:
+            task.cancel()
+        if self._connecting:
+            await asyncio.wait(self._connecting)
+        await self._follower.close()
+        holders, self._holders = self._holders, {}
+        for holder in holders.values():
+            await holder.close()
+
+    def _get_ready(self, address: str) -> None:
+        """Connects to a holder that is new to us while it still computes: 60 ms and more."""
+        if address not in self._holders:
+            task = asyncio.create_task(self._connect(self._holder(address)))
+            self._connecting.add(task)
+            task.add_done_callback(self._connecting.discard)
+
+    async def _connect(self, holder: Holder) -> None:
+        none = np.empty(0, np.int32)
+        try:
+            hands = await holder.handshake()
+            await self._read(hands.memory, none, none, None, threading.Event())
+        except (Refusal, grpc.aio.AioRpcError) as error:
+            log.info("not connected to %s yet: %s", holder.address, error)
+
+    def _holder(self, address: str) -> Holder:
+        if address not in self._holders:
+            self._holders[address] = Holder(
+                address,
+                self._me,
+                self._identity,
+                self._settings.credit_bytes,
+                self._settings.ttl_ms,
+                self._forget,
+            )
+        return self._holders[address]
+
+    async def _pull(
+        self,
+        source: pb.Peer,
+        hashes: NDArray[np.uint8],
+        targets: Pages,
+        handed_over: tuple[str, int] | None,
+        stop: threading.Event,
+    ) -> Pulled:
+        started = time.monotonic()
+        holder = self._holder(source.address)
+        page_bytes = self._identity.groups[0].page_bytes
+        step = max(1, holder.credit.limit // page_bytes)
+        total = Pulled(0, 0, 0.0)
+        for first in range(0, len(targets), step):
+            last = first + step >= len(targets)
+            wanted = targets[first : first + step]
+            async with holder.credit.of(len(wanted) * page_bytes):
+                part = await self._chunk(
+                    holder,
+                    hashes[first : first + step],
+                    wanted,
+                    handed_over if last else None,
+                    stop,
+                )
+            total = replace(
+                part,
+                arrived=total.arrived + part.arrived,
+                moved_bytes=total.moved_bytes + part.moved_bytes,
+            )
+            if part.failure is not None:
+                break
+        return replace(total, seconds=time.monotonic() - started)
+
+    async def _chunk(
+        self,
+        holder: Holder,
+        hashes: NDArray[np.uint8],
+        targets: Pages,
+        handed_over: tuple[str, int] | None,
+        stop: threading.Event,
+    ) -> Pulled:
+        try:
+            hands, lease = await holder.acquire(hashes.tobytes())
+        except Refusal as refusal:
+            return _nothing(PullFailure.REFUSED, f"{refusal.reason_name}: {refusal.message}")
+        except grpc.aio.AioRpcError as error:
+            return _nothing(PullFailure.UNREACHABLE, f"{holder.address}: {error.code().name}")
+        if not lease.lease_id:
+            return _nothing(PullFailure.NOT_HELD, f"{holder.address} has none of the pages")
+        count = min(len(lease.pages), len(targets))
+        async with holder.kept(hands, lease.lease_id, stop):
+            outcome = await self._read(
+                hands.memory,
+                np.array(lease.pages[:count], np.int32),
+                targets[:count],
+                np.array(lease.checksums[:count], np.uint64) if lease.checksums else None,
+                stop,
+            )
+        whole = outcome.arrived == len(targets)
+        valid = await self._release(holder, hands, lease.lease_id, handed_over if whole else None)
+        return judged(outcome, valid, len(targets), holder.address)
+
+    async def _release(
+        self,
+        holder: Holder,
+        hands: Handshaken,
+        lease: int,
+        handed_over: tuple[str, int] | None,
+    ) -> bool | None:
+        """The verdict; None when there was no answer."""
+        request = pb.ReleaseRequest(epoch=hands.epoch, lease_ids=[lease])
+        if handed_over is not None:
+            request.handed_over.add(request_id=handed_over[0], attempt=handed_over[1])
+        try:
+            answer = await holder.stub.Release(request, timeout=RELEASE_S)
+        except grpc.aio.AioRpcError:
+            holder.restarted(hands)
+            return None
+        return list(answer.verdicts) == [pb.LEASE_VERDICT_VALID]
+
+
+def judged(outcome: ReadOutcome, valid: bool | None, wanted: int, address: str) -> Pulled:
+    """What may be used of a read, given the holder's verdict on its lease."""
+    if valid is False:
+        return _nothing(PullFailure.EXPIRED, f"{address}: the lease ended during the read")
+    if valid is None and not outcome.verified:
+        return _nothing(PullFailure.UNREACHABLE, f"{address}: no verdict on what was read")
+    # With valid None the checksums of the pages are their proof: the holder died in between.
+    failure = None
+    detail = outcome.detail
+    if outcome.failure is not None:
+        failure = PullFailure.READ
+    elif outcome.arrived < wanted:
+        failure = PullFailure.NOT_HELD
+        detail = f"{address} has {outcome.arrived} of {wanted} pages"
+    return Pulled(
+        outcome.arrived, outcome.moved_bytes, outcome.seconds, failure, outcome.failure, detail
+    )
+
+
+def _nothing(failure: PullFailure, detail: str) -> Pulled:
+    return Pulled(0, 0, 0.0, failure, None, detail)
+
+
+async def _ended(task: asyncio.Task[Pulled]) -> None:
+    """Waits for the task, however often we are cancelled: its reads must be terminal."""
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            continue
