@@ -8,7 +8,6 @@ import runpy
 from pathlib import Path
 
 import grpc
-import pytest
 
 from baton.v1 import errors_pb2 as errors
 from baton.v1 import inference_pb2 as pb
@@ -69,8 +68,6 @@ async def killer(workers: list[FakeWorker], ended: asyncio.Event) -> None:
     ended.set()
 
 
-@pytest.mark.chaos
-@pytest.mark.slow
 async def test_storm(tmp_path: Path) -> None:
     file = Path(__file__).parents[1] / "unit" / "router" / "small_files.py"
     runpy.run_path(str(file))["write_small_checkpoint"](tmp_path)

@@ -400,7 +400,6 @@ async def test_many_streams_at_once(small_checkpoint: Path, tmp_path: Path) -> N
         calls = [router.stub.Generate(request(), timeout=20) for _ in range(60)]
         heard = await asyncio.gather(*(hear(call) for call in calls))
     assert all(h.token_ids == EXPECTED for h in heard)
-    assert max(max(w.batches) for w in workers) > 1, "commands of one turn leave in one message"
     assert min(len(w.runs) for w in workers) > 15, "load is shared"
 
 
