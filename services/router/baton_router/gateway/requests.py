@@ -89,6 +89,10 @@ def _output(request: wire.GenerateRequest) -> pb.OutputParams:
         if request.top_logprobs_num < 0:
             raise _refusal("top_logprobs_num", f"is {request.top_logprobs_num}, below 0")
         output.logprobs = request.top_logprobs_num
+    kind = request.sampling_params.WhichOneof("constraint")
+    if kind is not None:
+        ours = "ebnf" if kind == "ebnf_grammar" else kind
+        setattr(output.constraint, ours, getattr(request.sampling_params, kind))
     return output
 
 
