@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 import urllib.error
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import anthropic
+import jsonschema
 import openai
 import pytest
 from tokenizers import Tokenizer
@@ -103,11 +105,23 @@ def test_chat_completions(client: openai.OpenAI) -> None:
 
 
 def test_several_samples(client: openai.OpenAI) -> None:
-    fields: Any = {"model": NAME, "prompt": PROMPT, "max_tokens": 12, "temperature": 2.0, "seed": 5}
-    several = client.completions.create(**fields, n=3)
-    texts = {choice.index: choice.text for choice in several.choices}
+    fields: Any = {
+        "model": NAME,
+        "messages": [{"role": "user", "content": "hello"}],
+        "max_tokens": 40,
+        "temperature": 2.0,
+        "seed": 5,
+        "extra_body": {"ignore_eos": True},
+    }
+    several = client.chat.completions.create(**fields, n=3)
+    texts = {choice.index: choice.message.content for choice in several.choices}
     assert sorted(texts) == [0, 1, 2] and len(set(texts.values())) > 1
-    assert client.completions.create(**fields).choices[0].text == texts[0]
+    assert client.chat.completions.create(**fields).choices[0].message.content == texts[0]
+    streamed = ["", "", ""]
+    for piece in client.chat.completions.create(**fields, n=3, stream=True):
+        for choice in piece.choices:
+            streamed[choice.index] += choice.delta.content or ""
+    assert streamed == [texts[0], texts[1], texts[2]]
 
 
 def test_completions(client: openai.OpenAI) -> None:
@@ -209,12 +223,15 @@ def test_openai_sdk_completes_a_tool_conversation(client: openai.OpenAI) -> None
     assert all(tokens > 0 for tokens in cached[1:]), cached  # each turn finds the one before
 
 
-def test_anthropic_sdk_completes_a_tool_conversation(claude: anthropic.Anthropic) -> None:
+def test_anthropic_sdk_completes_a_tool_conversation(
+    cluster: Cluster, claude: anthropic.Anthropic
+) -> None:
     told = story()
-    answers, cached, calls = with_anthropic(claude, told)
+    before = cluster.metrics("router")["baton_prompt_tokens_cached_total"]
+    answers, calls = with_anthropic(claude, told)
     assert_answered(told, answers)
     assert calls >= 3
-    assert all(tokens > 0 for tokens in cached[1:]), cached
+    assert cluster.metrics("router")["baton_prompt_tokens_cached_total"] > before
 
 
 def assert_answered(told: Any, answers: list[str]) -> None:
@@ -243,6 +260,90 @@ def test_tool_arguments_stream(client: openai.OpenAI) -> None:
     assert len(pieces) > 3
 
 
+# ---- structured output
+
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "path": {"type": "string", "pattern": "^/[a-z-]{1,12}$"},
+        "size": {"type": "integer", "minimum": 0, "maximum": 99},
+        "kind": {"type": "string", "enum": ["file", "note"]},
+    },
+    "required": ["path", "size", "kind"],
+    "additionalProperties": False,
+}
+
+
+def test_json_schema_output_validates(client: openai.OpenAI) -> None:
+    form: Any = {"type": "json_schema", "json_schema": {"name": "f", "schema": SCHEMA}}
+    fields: Any = {"model": NAME, "messages": [USER], "response_format": form, "max_tokens": 200}
+    for temperature in (0.0, 1.5):
+        done = client.chat.completions.create(**fields, temperature=temperature, seed=3)
+        assert done.choices[0].finish_reason == "stop"
+        jsonschema.validate(json.loads(done.choices[0].message.content or ""), SCHEMA)
+    stream = client.chat.completions.create(**fields, temperature=1.5, seed=3, stream=True)
+    text = "".join(piece.choices[0].delta.content or "" for piece in stream if piece.choices)
+    assert text == done.choices[0].message.content
+
+
+def test_regex_and_grammar(client: openai.OpenAI, cluster: Cluster) -> None:
+    fields: Any = {"model": NAME, "messages": [USER], "max_tokens": 60}
+    said = client.chat.completions.create(**fields, extra_body={"regex": "[0-9]{3}-(up|down)"})
+    assert re.fullmatch("[0-9]{3}-(up|down)", said.choices[0].message.content or "")
+    ebnf = 'root ::= ("yes" | "no") " " [a-c]+ "."'
+    said = client.chat.completions.create(**fields, extra_body={"ebnf": ebnf})
+    through = said.choices[0].message.content or ""
+    assert re.fullmatch(r"(yes|no) [a-c]+\.", through)
+    request = pb.ChatRequest(
+        messages=[pb.ChatMessage(**USER)],
+        stop=pb.StopParams(max_tokens=60),
+        output=pb.OutputParams(constraint=pb.Constraint(ebnf=ebnf)),
+    )
+    own = "".join(r.delta.content for r in cluster.stub.Chat(request, timeout=30))
+    assert own == through
+
+
+def test_a_tool_must_be_called(client: openai.OpenAI) -> None:
+    told = story()
+    done = client.chat.completions.create(
+        model=NAME,
+        messages=[{"role": "user", "content": "hello"}],
+        tools=openai_tools(told),
+        tool_choice={"type": "function", "function": {"name": "calc"}},
+        max_tokens=200,
+    )
+    calls = done.choices[0].message.tool_calls
+    assert calls is not None and len(calls) == 1
+    assert calls[0].type == "function" and calls[0].function.name == "calc"
+    assert set(json.loads(calls[0].function.arguments)) == {"expression"}
+
+
+def prompt_tokens(cluster: Cluster) -> list[float]:
+    """Computed so far by each worker."""
+    return [cluster.metrics(name)["baton_prompt_tokens_computed_total"] for name in cluster.workers]
+
+
+def test_a_bad_schema_is_400(client: openai.OpenAI, cluster: Cluster) -> None:
+    computed = [
+        cluster.metrics(name)["baton_prompt_tokens_computed_total"] for name in cluster.workers
+    ]
+    for schema, reason in (
+        ({"type": "whole"}, "whole"),
+        ({"type": "object", "not": {}}, "'not' is not supported"),
+    ):
+        form: Any = {"type": "json_schema", "json_schema": {"name": "f", "schema": schema}}
+        for stream in (False, True):
+            with pytest.raises(openai.BadRequestError) as raised:
+                client.chat.completions.create(
+                    model=NAME, messages=[USER], response_format=form, stream=stream
+                )
+            assert reason in str(raised.value)
+    after = [
+        cluster.metrics(name)["baton_prompt_tokens_computed_total"] for name in cluster.workers
+    ]
+    assert after == computed  # refused before any work
+
+
 # ---- refusals
 
 
@@ -251,7 +352,7 @@ def test_refusals_say_why(client: openai.OpenAI, url: str) -> None:
     refused: list[tuple[dict[str, Any], str]] = [
         ({"prompt": long, "max_tokens": 5}, "token"),
         ({"prompt": PROMPT, "max_tokens": 9000}, "max_tokens is 9000"),
-        ({"prompt": PROMPT, "max_tokens": 5, "min_tokens": 3}, "min_new_tokens"),
+        ({"prompt": PROMPT, "max_tokens": 5, "extra_body": {"min_tokens": 3}}, "min_new_tokens"),
         ({"prompt": PROMPT, "max_tokens": 5, "n": 40}, "sampling_params.n"),
     ]
     for fields, reason in refused:

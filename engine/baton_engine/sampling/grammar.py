@@ -12,6 +12,7 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +22,14 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from baton_engine.request import Grammar
-from baton_engine.sampling.schema import not_enforced
+from baton_engine.sampling.schema import not_enforced, with_types_inside
 
 if TYPE_CHECKING:
     import xgrammar  # a second and a half; imported when the first constraint comes
 
 _KEPT_GRAMMARS = 256
+# Between two values of JSON. Without a bound a model may write nothing else to its end.
+_MOST_WHITESPACE = 20
 # xgrammar 0.2.8 lets control characters into JSON strings that have a length. JSON itself needs
 # none but line breaks (between values); a tab there is not missed.
 _CONTROL = bytes(byte for byte in range(0x20) if byte not in b"\t\n\r")
@@ -58,10 +61,12 @@ class GrammarCompiler:
                 self._kept.move_to_end(key)
                 return self._kept[key]
             if kind == "json_schema":
-                _check_schema(text)
+                text = _enforceable(text)
             compiler = self._compiler(key[2], _NEVER.get(kind, b""))
             methods: dict[str, Callable[[str], Any]] = {
-                "json_schema": compiler.compile_json_schema,
+                "json_schema": partial(
+                    compiler.compile_json_schema, max_whitespace_cnt=_MOST_WHITESPACE
+                ),
                 "regex": compiler.compile_regex,
                 "ebnf": compiler.compile_grammar,
                 "structural_tag": compiler.compile_structural_tag,
@@ -86,9 +91,10 @@ class GrammarCompiler:
         return self._compilers[eos, never]
 
 
-def _check_schema(text: str) -> None:
+def _enforceable(text: str) -> str:
+    """The schema as xgrammar takes all of it."""
     try:
-        schema = json.loads(text)
+        schema = with_types_inside(json.loads(text))
     except ValueError as error:
         raise GrammarRefused(f"the json_schema is not JSON: {error}") from error
     except RecursionError as error:
@@ -96,6 +102,7 @@ def _check_schema(text: str) -> None:
     left_out = not_enforced(schema)
     if left_out is not None:
         raise GrammarRefused(f"the json_schema cannot be enforced: {left_out}")
+    return json.dumps(schema)
 
 
 def _tokenizer_info(

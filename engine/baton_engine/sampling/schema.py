@@ -21,6 +21,7 @@ _ANNOTATIONS: Final = frozenset(
         "examples", "format", "readOnly", "title", "writeOnly",
     }
 )  # fmt: skip
+_VALUES: Final = ("enum", "const", "default", "examples")  # hold values, not schemas
 _TYPES: Final[Mapping[str, tuple[type, ...]]] = {
     "string": (str,),
     "integer": (int,),
@@ -34,6 +35,30 @@ _ONE: Final = ("additionalProperties", "contains", "items", "propertyNames")
 _ONE_MORE: Final = ("unevaluatedItems", "unevaluatedProperties")
 _SEVERAL: Final = ("allOf", "anyOf", "oneOf", "prefixItems")
 _NAMED: Final = ("$defs", "definitions", "patternProperties", "properties")
+
+
+def with_types_inside(schema: Any) -> Any:
+    """The same schema with a `type` beside `anyOf` or `oneOf` moved into every branch that has
+    none, where xgrammar reads it."""
+    if isinstance(schema, list):
+        return [with_types_inside(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    schema = {
+        key: value if key in _VALUES else with_types_inside(value) for key, value in schema.items()
+    }
+    for key in ("anyOf", "oneOf"):
+        branches = schema.get(key)
+        if "type" in schema and isinstance(branches, list) and all(map(_typable, branches)):
+            kind = schema.pop("type")
+            schema[key] = [{"type": kind, **branch} for branch in branches]
+            if any(branch["type"] != kind for branch in schema[key]):
+                schema["type"] = kind  # a branch says otherwise: left as it was, and refused
+    return schema
+
+
+def _typable(branch: Any) -> bool:
+    return isinstance(branch, dict) and not branch.keys() & set(_ALONE)
 
 
 def not_enforced(schema: Any, where: str = "#") -> str | None:

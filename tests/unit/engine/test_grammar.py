@@ -158,7 +158,7 @@ INTEGER = {"type": "integer"}
         ({"type": "object", "dependentRequired": {"a": ["b"]}}, "dependentRequired"),
         ({"properties": {"a": {"type": "string", "pattern": "a", "maxLength": 3}}}, "#/properties"),
         ({"allOf": [INTEGER, {"minimum": 3}]}, "'allOf'"),
-        ({"type": "integer", "anyOf": [{"minimum": 3}]}, "beside 'anyOf'"),
+        ({"type": "integer", "anyOf": [{"type": "string"}]}, "beside 'anyOf'"),
         ({"type": "integer", "minimum": 5, "enum": [1, 7]}, "beside 'enum'"),
         ({"type": "string", "enum": ["a", 1]}, "beside 'enum'"),
         ({"$defs": {"a": INTEGER}, "$ref": "#/$defs/a", "minimum": 5}, "beside '$ref'"),
@@ -171,6 +171,29 @@ def test_what_would_not_be_enforced_is_refused(
 ) -> None:
     with pytest.raises(GrammarRefused, match=re.escape(named)):
         compiler.compile("json_schema", json.dumps(schema), EOS)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_type_beside_branches_holds(
+    compiler: GrammarCompiler, tokenizer: Tokenizer, seed: int
+) -> None:
+    """As gateways write it for a choice of tools."""
+    schema = {
+        "type": "array",
+        "minItems": 1,
+        "maxItems": 2,
+        "items": {
+            "type": "object",
+            "anyOf": [
+                {"properties": {"name": {"enum": [name]}}, "required": ["name"]}
+                | {"additionalProperties": False}
+                for name in ("calc", "search")
+            ],
+        },
+    }
+    grammar = compiler.compile("json_schema", json.dumps(schema), EOS)
+    tokens = generate(TokenSampler(VOCAB, 4), grammar, seed)
+    jsonschema.validate(json.loads(tokenizer.decode(tokens)), schema)
 
 
 @pytest.mark.parametrize(

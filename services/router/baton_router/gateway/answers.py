@@ -23,9 +23,8 @@ class SampleAnswer(AnswerText):
         self._output = NewTokens([], [])
         self._last = -1
 
-    def accepted(self, request_id: str, prompt_tokens: int) -> wire.GenerateResponse | None:
-        """An empty chunk: a gateway gives up on a worker that is silent for long."""
-        return self._chunk(NewTokens([], [])) if self._request.stream else None
+    def accepted(self, request_id: str, prompt_tokens: int) -> None:
+        """Nothing: before the first message a refusal can still become an HTTP status."""
 
     def delta(self, new: NewTokens) -> wire.GenerateResponse | None:
         _, new = self._take(new)

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import grpc
 from smg_grpc_proto.generated import common_pb2 as common
@@ -19,6 +19,8 @@ from baton_router.pool import WorkerPool
 from baton_router.requests import RequestReader
 from baton_router.running import RequestRunner
 from baton_rpc import Refusal
+
+_SILENCE_S: Final = 2.0
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -60,6 +62,7 @@ class SchedulerServicer:
 
     async def _generate(self, request: wire.GenerateRequest, context: Context) -> None:
         writer = _OneByOne(context)
+        patience = asyncio.create_task(_break_silence(request, writer))
         try:
             async with asyncio.TaskGroup() as group:
                 for index in range(samples(request)):
@@ -67,6 +70,9 @@ class SchedulerServicer:
         except* Refusal as several:
             # The first to fail has ended the others; one status is all that a stream can have.
             raise _first(several) from None
+        finally:
+            patience.cancel()
+            await asyncio.gather(patience, return_exceptions=True)
 
     async def _sample(self, request: wire.GenerateRequest, index: int, writer: "_OneByOne") -> None:
         with self._runner.books() as books:
@@ -132,10 +138,22 @@ class _OneByOne:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._turn = asyncio.Lock()
+        self.begun = False
 
     async def write(self, message: Any) -> None:
         async with self._turn:
+            self.begun = True
             await self._context.write(message)
+
+
+async def _break_silence(request: wire.GenerateRequest, writer: _OneByOne) -> None:
+    """An empty chunk when the prompt takes long: gateways give up on a silent worker. Not before
+    a constraint is known to compile, whose refusal should be a status."""
+    if request.stream and request.sampling_params.WhichOneof("constraint") is None:
+        await asyncio.sleep(_SILENCE_S)
+        if not writer.begun:
+            chunk = wire.GenerateStreamChunk(prompt_tokens=len(request.tokenized.input_ids))
+            await writer.write(wire.GenerateResponse(request_id=request.request_id, chunk=chunk))
 
 
 def _first(group: BaseExceptionGroup[Refusal]) -> Refusal:
