@@ -136,6 +136,7 @@ lint-python: dev
 lint-types: dev
 	@echo "== mypy --strict"
 	@$(BIN)/mypy
+	@MYPYPATH=examples $(BIN)/mypy -p demo_model
 
 lint-imports: dev
 	@echo "== import-linter"
