@@ -13,6 +13,7 @@ from baton_cli import (
     demo_command,
     doctor_command,
     explain_command,
+    fsm_command,
     gateway_command,
     generate_command,
     kernels_command,
@@ -36,6 +37,7 @@ One process of a cluster, as containers run them:
 Looking inside:
   baton explain --model DIR    the program that the compiler made of the model
   baton kernels                which operator implementations run here, and why
+  baton fsm                    the scheduler's request lifecycle
   baton doctor                 what this machine has, and what is missing
 """
 
@@ -48,6 +50,7 @@ _COMMANDS = (
     demo_command,
     explain_command,
     kernels_command,
+    fsm_command,
     doctor_command,
 )
 

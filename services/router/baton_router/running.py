@@ -2,9 +2,12 @@
 
 import asyncio
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from baton.v1 import errors_pb2 as errors
 from baton.v1 import inference_pb2 as pb
@@ -38,6 +41,8 @@ class RequestRunner:
         self._metrics = metrics
         self._sessions = Sessions(config.limits.sessions)
         self.running = 0
+        # Told of every request that ended well: the tokens it leaves in the caches, its tenant.
+        self.on_cached: Callable[[NDArray[np.int32], str], None] | None = None
 
     async def run(self, job: Job, answer: Answer[Any], writer: Writer, books: "Books") -> None:
         """Runs `job` to its end; what `answer` makes of it is written. Raises Refusal."""
@@ -62,6 +67,9 @@ class RequestRunner:
             if ending is None:
                 raise RuntimeError(f"{request_id}: no more tokens, and no ending")
             usage = await execution.usage(limits.usage_wait_s)
+        if self.on_cached is not None:
+            # The last token's entries are never computed.
+            self.on_cached(job.ledger.sequence()[:-1], job.terms.tenant)
         books.finish(answer.reason(ending.reason), usage)
         await _write(writer, answer.finished(ending.reason, ending.matched_stop, usage))
 

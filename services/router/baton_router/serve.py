@@ -34,7 +34,7 @@ async def serve(config: RouterConfig) -> None:
         (InferenceServicer(reader, runner, pool), add_InferenceServiceServicer_to_server)
     ]
     if config.gateway is not None:
-        mounts.append(_gateway_mount(config, reader, runner, pool))
+        mounts.append(_gateway_mount(config, reader, runner, pool, index))
     server = Server(config.listen, mounts)
     exposition = serve_metrics(config.metrics, metrics) if config.metrics else None
     report = asyncio.create_task(_report(server, pool, metrics, changed))
@@ -65,7 +65,11 @@ async def serve(config: RouterConfig) -> None:
 
 
 def _gateway_mount(
-    config: RouterConfig, reader: RequestReader, runner: RequestRunner, pool: WorkerPool
+    config: RouterConfig,
+    reader: RequestReader,
+    runner: RequestRunner,
+    pool: WorkerPool,
+    index: PageIndex,
 ) -> Mount:
     """SMG's worker protocol. Its messages come with the extra [gateway]."""
     try:
@@ -75,7 +79,7 @@ def _gateway_mount(
             f"router.gateway is {config.gateway!r} and {error.name} is not installed: "
             "pip install 'baton-serve[gateway]'"
         ) from error
-    return SchedulerServicer(config, reader, runner, pool), add_scheduler_to_server
+    return SchedulerServicer(config, reader, runner, pool, index), add_scheduler_to_server
 
 
 async def _stopped(stop: asyncio.Event, tasks: list[asyncio.Task[None]]) -> None:

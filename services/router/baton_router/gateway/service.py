@@ -6,6 +6,8 @@ from datetime import UTC, datetime
 from typing import Any, Final, TypeAlias
 
 import grpc
+import numpy as np
+from numpy.typing import NDArray
 from smg_grpc_proto.generated import common_pb2 as common
 from smg_grpc_proto.generated import tokenspeed_scheduler_pb2 as wire
 
@@ -13,8 +15,10 @@ from baton.v1 import errors_pb2 as errors
 from baton_router.config import RouterConfig
 from baton_router.gateway import about
 from baton_router.gateway.answers import SampleAnswer
+from baton_router.gateway.kv_events import KvEventLog
 from baton_router.gateway.requests import samples, to_baton
 from baton_router.gateway.tokenizer_bundle import TokenizerBundle
+from baton_router.page_index import PageIndex
 from baton_router.pool import WorkerPool
 from baton_router.requests import RequestReader
 from baton_router.running import RequestRunner
@@ -29,7 +33,12 @@ class SchedulerServicer:
     """The cluster as one worker. StartProfile and StopProfile are UNIMPLEMENTED."""
 
     def __init__(
-        self, config: RouterConfig, reader: RequestReader, runner: RequestRunner, pool: WorkerPool
+        self,
+        config: RouterConfig,
+        reader: RequestReader,
+        runner: RequestRunner,
+        pool: WorkerPool,
+        index: PageIndex,
     ) -> None:
         self._config = config
         self._reader = reader
@@ -38,6 +47,9 @@ class SchedulerServicer:
         self._started = datetime.now(UTC)
         self._running: dict[str, asyncio.Task[None]] = {}
         self._bundle: TokenizerBundle | None = None
+        self._cached = KvEventLog()
+        runner.on_cached = self._note_cached
+        index.on_gone = self._cached.removed
 
     async def Generate(self, request: wire.GenerateRequest, context: Context) -> None:
         if request.request_id in self._running:
@@ -126,10 +138,23 @@ class SchedulerServicer:
         self, request: common.FlushCacheRequest, context: Context
     ) -> common.FlushCacheResponse:
         self._pool.forget_pages()
+        self._cached.cleared()
         return common.FlushCacheResponse(
             success=True,
             message="this router reuses no page from before; workers evict them as they need room",
         )
+
+    async def SubscribeKvEvents(
+        self, request: common.SubscribeKvEventsRequest, context: Context
+    ) -> AsyncIterator[common.KvEventBatch]:
+        async for batch in self._cached.subscribe(request.start_sequence_number):
+            yield batch
+
+    def _note_cached(self, tokens: NDArray[np.int32], tenant: str) -> None:
+        """A gateway's requests have no tenant: they find only pages of those that have none."""
+        cache = self._pool.cache
+        if not tenant and cache is not None:
+            self._cached.stored(tokens, cache.page_size, self._pool.cache_key(tenant))
 
 
 class _OneByOne:
