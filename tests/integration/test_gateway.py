@@ -6,8 +6,6 @@ import json
 import re
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from baton_router.chat_template import ChatTemplate
 
 from .cluster import Cluster, Shape
 from .conversing import MODEL, NAME, openai_tools, story, with_anthropic, with_openai
+from .smg_process import post
 
 LIMIT = 6
 PROMPT = "There is no file /blue-hill/red-fox.txt. There is a file"
@@ -59,18 +58,6 @@ def client(url: str) -> openai.OpenAI:
 @pytest.fixture(scope="module")
 def claude(url: str) -> anthropic.Anthropic:
     return anthropic.Anthropic(base_url=url, api_key="none", max_retries=0)
-
-
-def post(url: str, body: dict[str, Any]) -> tuple[int, Any]:
-    """(HTTP status, the answer's JSON)."""
-    request = urllib.request.Request(
-        url, json.dumps(body).encode(), {"content-type": "application/json"}
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=30) as response:
-            return response.status, json.load(response)
-    except urllib.error.HTTPError as error:
-        return error.code, json.load(error)
 
 
 def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
