@@ -27,7 +27,7 @@ DEMO_FLAGS ?=
 .DELETE_ON_ERROR:
 .PHONY: help venv build dev demo test test-cpp test-python test-slow lint lint-python lint-types \
 	lint-imports lint-cpp lint-proto lint-shell format proto bench bench-scheduler bench-router \
-	bench-modeling bench-handover demo-model demo-model-eval \
+	bench-modeling bench-handover bench-gateway test-gateway demo-model demo-model-eval \
 	clean clean-venv
 
 help: ## list these commands
@@ -111,7 +111,11 @@ test-python: dev
 test-slow: dev ## the slow tests
 	@$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
 
-bench: bench-scheduler bench-router bench-modeling bench-handover ## benchmarks of the parts
+test-gateway: dev ## all tests of the gateway: the real SMG over clusters, both SDKs
+	@$(BIN)/python -m pytest tests/integration/test_gateway.py tests/integration/test_gateway_routing.py \
+		tests/unit/router/test_kv_events.py tests/unit/engine/test_grammar.py $(PYTEST_FLAGS)
+
+bench: bench-scheduler bench-router bench-modeling bench-handover bench-gateway ## benchmarks of the parts
 
 bench-scheduler: dev ## what a scheduling step costs, in C++ and seen from Python
 	@cmake -S scheduler_cpp -B build/bench -DBATON_BUILD_BENCH=ON >/dev/null && cmake --build build/bench >/dev/null
@@ -126,6 +130,9 @@ bench-modeling: dev ## a step of the model beside plain torch
 
 bench-handover: dev ## pulled pages beside raw NIXL
 	@echo "== hand-over" && $(BIN)/python bench/handover/throughput.py
+
+bench-gateway: dev ## what the router adds under SMG, beside a bare canned worker
+	@echo "== gateway" && $(BIN)/python bench/gateway/overhead.py
 
 # ---- static checks
 

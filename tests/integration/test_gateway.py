@@ -51,13 +51,24 @@ def url(cluster: Cluster) -> str:
 
 
 @pytest.fixture(scope="module")
-def client(url: str) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+def environment(url: str) -> Iterator[None]:
+    """The variables that docs/clients.md names."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPENAI_BASE_URL", f"{url}/v1")
+        patch.setenv("OPENAI_API_KEY", "none")
+        patch.setenv("ANTHROPIC_BASE_URL", url)
+        patch.setenv("ANTHROPIC_API_KEY", "none")
+        yield
 
 
 @pytest.fixture(scope="module")
-def claude(url: str) -> anthropic.Anthropic:
-    return anthropic.Anthropic(base_url=url, api_key="none", max_retries=0)
+def client(environment: None) -> openai.OpenAI:
+    return openai.OpenAI(max_retries=0)
+
+
+@pytest.fixture(scope="module")
+def claude(environment: None) -> anthropic.Anthropic:
+    return anthropic.Anthropic(max_retries=0)
 
 
 def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
