@@ -113,6 +113,7 @@ test-slow: dev ## the slow tests
 
 test-gateway: dev ## all tests of the gateway: the real SMG over clusters, both SDKs
 	@$(BIN)/python -m pytest tests/integration/test_gateway.py tests/integration/test_gateway_routing.py \
+		tests/integration/test_gateway_direct.py \
 		tests/unit/router/test_kv_events.py tests/unit/engine/test_grammar.py $(PYTEST_FLAGS)
 
 bench: bench-scheduler bench-router bench-modeling bench-handover bench-gateway ## benchmarks of the parts
