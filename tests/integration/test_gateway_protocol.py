@@ -202,6 +202,7 @@ async def test_a_silent_worker_is_spoken_for(checkpoint: Path, tmp_path: Path) -
 async def test_kv_events_follow_requests(checkpoint: Path, tmp_path: Path) -> None:
     async with gateway_over(checkpoint, tmp_path, FakeWorker("decode", "d")) as (stub, router):
         events = stub.SubscribeKvEvents(common.SubscribeKvEventsRequest(), timeout=20)
+        await asyncio.wait_for(events.initial_metadata(), 10)  # at once: SMG waits for it
         await hear(router.stub.Generate(_baton(), timeout=10))
         batch = await events.read()
         (event,) = batch.events

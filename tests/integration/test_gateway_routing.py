@@ -36,34 +36,42 @@ def cached(cluster: Cluster) -> float:
     return cluster.metrics("router").get("baton_prompt_tokens_cached_total", 0.0)
 
 
+def went_home(clusters: list[Cluster], url: str, prompt: list[int]) -> int:
+    """Sends a turn through the gateway: the cluster that had most of it cached, or -1."""
+    before = [cached(cluster) for cluster in clusters]
+    params = {"max_new_tokens": 4, "temperature": 0.0, "ignore_eos": True}
+    body = {"model": NAME, "input_ids": prompt, "sampling_params": params}
+    status, answer = post(f"{url}/generate", body)
+    assert status == 200, answer
+    grown = [cached(cluster) - old for cluster, old in zip(clusters, before, strict=True)]
+    return grown.index(max(grown)) if max(grown) >= 6 * PAGE else -1
+
+
 @pytest.mark.timeout(180)
 def test_the_second_turn_goes_where_the_pages_are(
     clusters: list[Cluster], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """The first turns are had past the gateway, so that it can only know of them by events."""
     rng = random.Random(4)
+
+    def session(home: int) -> list[int]:
+        """A first turn at this cluster; the prompt of the second."""
+        prompt = [rng.randrange(100, 2000) for _ in range(100)]
+        first = clusters[home].generate(prompt, max_tokens=20)
+        return prompt + first.token_ids + [rng.randrange(100, 2000) for _ in range(12)]
+
     workers = [f"grpc://{cluster.section('router')['listen']}" for cluster in clusters]
     arguments = [
         "--worker-urls", *workers, "--policy", "cache_aware", "--block-size", str(PAGE),
         "--worker-warmup-secs", "0", "--worker-warmup-divert-every", "0",
     ]  # fmt: skip
     with running_smg(tmp_path_factory.mktemp("smg"), *arguments) as url:
-        home: list[int] = []
-        seconds: list[list[int]] = []
-        for session in range(SESSIONS):
-            prompt = [rng.randrange(100, 2000) for _ in range(100)]
-            home.append(session % 3 % 2)  # 0 1 0 0 1 0 0 1 0 0: no turn-taking would hit it
-            first = clusters[home[-1]].generate(prompt, max_tokens=20)
-            turn = [rng.randrange(100, 2000) for _ in range(12)]
-            seconds.append(prompt + first.token_ids + turn)
-        time.sleep(1.0)  # nothing tells when SMG has read its events
-        went: list[int] = []
-        for prompt in seconds:
-            before = [cached(cluster) for cluster in clusters]
-            params = {"max_new_tokens": 4, "temperature": 0.0, "ignore_eos": True}
-            body = {"model": NAME, "input_ids": prompt, "sampling_params": params}
-            status, answer = post(f"{url}/generate", body)
-            assert status == 200, answer
-            grown = [cached(cluster) - old for cluster, old in zip(clusters, before, strict=True)]
-            went.append(grown.index(max(grown)) if max(grown) >= 7 * PAGE else -1)
-        assert went == home
+        homes = [i % 3 % 2 for i in range(SESSIONS)]  # 0 1 0 0 1 0 ...: no turn-taking hits it
+        seconds = [session(home) for home in homes]
+        # Events come in order: once a later session is found, those before it are known too.
+        deadline = time.monotonic() + 60
+        for home in range(len(clusters)):
+            while went_home(clusters, url, session(home)) != home:
+                assert time.monotonic() < deadline, "the gateway does not read the events"
+                time.sleep(0.1)
+        assert [went_home(clusters, url, prompt) for prompt in seconds] == homes

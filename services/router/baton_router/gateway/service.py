@@ -147,6 +147,8 @@ class SchedulerServicer:
     async def SubscribeKvEvents(
         self, request: common.SubscribeKvEventsRequest, context: Context
     ) -> AsyncIterator[common.KvEventBatch]:
+        # Before the first event there would be no answer at all, and SMG takes that for death.
+        await context.send_initial_metadata(())
         async for batch in self._cached.subscribe(request.start_sequence_number):
             yield batch
 
