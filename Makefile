@@ -26,7 +26,7 @@ DEMO_FLAGS ?=
 
 .DELETE_ON_ERROR:
 .PHONY: help venv build dev demo test test-cpp test-python test-slow lint lint-python lint-types \
-	lint-imports lint-cpp lint-proto lint-shell format proto bench demo-model demo-model-eval \
+	lint-imports lint-cpp lint-proto lint-shell format proto bench bench-handover demo-model demo-model-eval \
 	clean clean-venv
 
 help: ## list these commands
@@ -111,6 +111,9 @@ bench: dev ## benchmarks of the parts
 	@cmake -S scheduler_cpp -B build/bench -DBATON_BUILD_BENCH=ON >/dev/null && cmake --build build/bench >/dev/null
 	@echo "== scheduler, C++" && build/bench/bench_scheduler
 	@echo "== scheduler, from Python" && $(BIN)/python bench/scheduler/round_trip.py
+
+bench-handover: dev ## pulled pages against raw NIXL
+	@echo "== pulled pages against raw NIXL" && $(BIN)/python bench/handover/throughput.py
 
 # ---- static checks
 
