@@ -25,10 +25,8 @@ PYTEST_FLAGS ?=
 DEMO_FLAGS ?=
 
 .DELETE_ON_ERROR:
-.PHONY: help venv build dev demo test test-cpp test-python test-slow lint lint-python lint-types \
-	lint-imports lint-cpp lint-proto lint-shell format proto bench bench-scheduler bench-router \
-	bench-modeling bench-handover demo-model demo-model-eval \
-	clean clean-venv
+# No target of a plain name is a file.
+.PHONY: $(shell sed -n 's/^\([a-z-]*\):.*/\1/p' $(firstword $(MAKEFILE_LIST)))
 
 help: ## list these commands
 	@printf 'Baton: make TARGET\n\n'
