@@ -58,9 +58,12 @@ $(STAMPS)/build: $(CPP_SOURCES) | $(STAMPS)/worker
 	@$(PIP) -q --no-deps --no-build-isolation -e .
 	@touch $@
 
-$(STAMPS)/dev: pyproject.toml $(STAMPS)/tools | $(STAMPS)/worker
+# smg-grpc-proto asks for a newer grpcio than the one that is tested here, for its
+# service stubs. Baton reads its messages only (services/router/baton_router/gateway).
+$(STAMPS)/dev: pyproject.toml constraints.txt $(STAMPS)/tools | $(STAMPS)/worker
 	@echo "== installing test and lint tools"
-	@$(PIP) -q --no-build-isolation -e '.[worker,dev]'
+	@$(PIP) -q --no-build-isolation -e '.[worker,dev]' smg
+	@$(PIP) -q --no-deps smg-grpc-proto
 	@touch $@ $(STAMPS)/build
 
 build: $(STAMPS)/worker $(STAMPS)/build ## install pinned dependencies, build the C++ extension

@@ -54,6 +54,8 @@ class Shape:
     num_pages: int = 512
     routing: dict[str, Any] = field(default_factory=dict)
     worker: dict[str, Any] = field(default_factory=dict)
+    limits: dict[str, Any] = field(default_factory=dict)  # the router's
+    gateway: bool = False  # SMG in front
 
 
 @dataclass
@@ -90,6 +92,7 @@ class Cluster:
             "kvstore",
             *(f"prefill-{i}" for i in range(shape.prefill)),
             *(f"decode-{i}" for i in range(shape.decode)),
+            *(["gateway"] if shape.gateway else []),
         ]
         ports = iter(free_ports(2 * len(names)))
         section: dict[str, dict[str, Any]] = {
@@ -115,14 +118,15 @@ class Cluster:
                 for name in names
                 if name.startswith("decode")
             ],
-            "router": {**section["router"], "routing": shape.routing},
+            "router": {**section["router"], "routing": shape.routing, "limits": shape.limits},
+            "gateway": section["gateway"] if shape.gateway else None,
         }
 
     # ---- processes
 
     def section(self, name: str) -> dict[str, Any]:
         """The configuration of one process."""
-        if name in ("router", "kvstore"):
+        if name in ("router", "kvstore", "gateway"):
             return dict(self.config[name])
         role = name.split("-")[0]
         return dict(next(part for part in self.config[role] if part["name"] == name))
@@ -133,7 +137,8 @@ class Cluster:
 
     def start(self, names: Iterable[str] | None = None) -> None:
         """Starts the processes and waits until each reports SERVING."""
-        wanted = list(names) if names is not None else ["kvstore", *self.workers, "router"]
+        front = ["router", *(["gateway"] if self.shape.gateway else [])]
+        wanted = list(names) if names is not None else ["kvstore", *self.workers, *front]
         for name in wanted:
             self._spawn(name)
         for name in wanted:
@@ -154,6 +159,8 @@ class Cluster:
         """Waits for grpc.health.v1 SERVING; returns the seconds it took."""
         begun = time.monotonic()
         address = self.section(name)["listen"]
+        if name == "gateway":
+            return self._wait_http(f"http://{address}/readiness", begun + seconds) - begun
         with grpc.insecure_channel(address, options=RECONNECT) as channel:
             stub = health_pb2_grpc.HealthStub(channel)
             while time.monotonic() - begun < seconds:
@@ -169,6 +176,18 @@ class Cluster:
                 time.sleep(0.05)
         raise RuntimeError(f"{name} not serving after {seconds} s:\n{self.log(name)[-4000:]}")
 
+    def _wait_http(self, url: str, deadline: float) -> float:
+        while time.monotonic() < deadline:
+            code = self.processes["gateway"].poll()
+            if code is not None:
+                raise RuntimeError(f"gateway exited with {code}:\n{self.log('gateway')[-4000:]}")
+            try:
+                with urllib.request.urlopen(url, timeout=1.0):
+                    return time.monotonic()
+            except OSError:  # not there yet, or 503
+                time.sleep(0.05)
+        raise RuntimeError(f"gateway not ready:\n{self.log('gateway')[-4000:]}")
+
     def log(self, name: str) -> str:
         return (self.directory / f"{name}.log").read_text(errors="replace")
 
@@ -181,7 +200,7 @@ class Cluster:
     def stop(self) -> dict[str, int]:
         """SIGTERM to all, front door first; returns the exit codes."""
         self._channel.close()
-        order = ["router", *self.workers, "kvstore"]
+        order = ["gateway", "router", *self.workers, "kvstore"]
         codes: dict[str, int] = {}
         for name in [name for name in order if name in self.processes]:
             process = self.processes.pop(name)

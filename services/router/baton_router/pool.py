@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import logging
+import secrets
 from collections.abc import Callable
 
 from baton.v1 import kv_pb2 as kv
@@ -28,6 +29,7 @@ class WorkerPool:
         self._on_change = changed
         self._turn = asyncio.Event()
         self.cache: kv.CacheIdentity | None = None
+        self._flushes = b""  # keys of pages from before a flush are never made again
 
         def link(address: str, role: wire.WorkerRole) -> WorkerLink:
             return WorkerLink(
@@ -72,9 +74,13 @@ class WorkerPool:
     def cache_key(self, tenant: str) -> bytes:
         """16 bytes that key the page hashes of a tenant: pages are never shared across it."""
         fingerprint = self.cache.model_fingerprint if self.cache else ""
-        parts = [fingerprint.encode(), tenant.encode()]
+        parts = [fingerprint.encode(), tenant.encode(), *([self._flushes] if self._flushes else [])]
         framed = b"".join(len(part).to_bytes(8, "little") + part for part in parts)
         return hashlib.blake2b(framed, digest_size=16).digest()
+
+    def forget_pages(self) -> None:
+        """No page of before is found again by requests of this router."""
+        self._flushes = secrets.token_bytes(16)
 
     def find(self, name: str) -> WorkerLink | None:
         """The connected worker of this name."""

@@ -10,11 +10,12 @@ from collections.abc import Callable
 
 from baton.v1 import kv_pb2, kv_pb2_grpc, worker_pb2_grpc
 from baton.v1 import worker_pb2 as wire
-from baton_engine import Engine, StepEvents
+from baton_engine import Engine, GrammarCompiler, StepEvents
 from baton_rpc import Server, stop_signal
 from baton_telemetry import WorkerMetrics, serve_metrics
 from baton_transfer import WIRE_VERSION, DirectoryPublisher, KvPeerServicer
 from baton_worker.config import WorkerConfig
+from baton_worker.constraints import CompiledConstraints
 from baton_worker.desk import Desk
 from baton_worker.measuring import Measuring
 from baton_worker.role import Role
@@ -91,7 +92,10 @@ class _Worker:
         self._engine = engine
         self._measuring = Measuring(metrics)
         self._about = engine.description
-        self._desk = Desk(engine, role, self._about.vocab_size, self._measuring)
+        constraints = CompiledConstraints(
+            GrammarCompiler(config.engine.model_path, self._about.vocab_size)
+        )
+        self._desk = Desk(engine, role, self._about.vocab_size, self._measuring, constraints)
         # Its address is known once the port is; everybody below holds this one object.
         self._me = kv_pb2.Peer(name=config.name, epoch=engine.epoch)
         self._server = Server(

@@ -52,7 +52,7 @@ class Command(_message.Message):
     def __init__(self, start: _Optional[_Union[StartRequest, _Mapping]] = ..., cancel: _Optional[_Union[CancelRequest, _Mapping]] = ..., prefill_lost: _Optional[_Union[PrefillLost, _Mapping]] = ...) -> None: ...
 
 class StartRequest(_message.Message):
-    __slots__ = ("request_id", "attempt", "token_ids", "prompt_tokens", "max_new_tokens", "sampling", "stop", "logprobs", "cache_key", "sources", "compute", "prefill_for", "await_prefill")
+    __slots__ = ("request_id", "attempt", "token_ids", "prompt_tokens", "max_new_tokens", "sampling", "stop", "logprobs", "cache_key", "sources", "compute", "prefill_for", "await_prefill", "constraint")
     class Compute(_message.Message):
         __slots__ = ()
         def __init__(self) -> None: ...
@@ -79,6 +79,7 @@ class StartRequest(_message.Message):
     COMPUTE_FIELD_NUMBER: _ClassVar[int]
     PREFILL_FOR_FIELD_NUMBER: _ClassVar[int]
     AWAIT_PREFILL_FIELD_NUMBER: _ClassVar[int]
+    CONSTRAINT_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     attempt: int
     token_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -92,7 +93,8 @@ class StartRequest(_message.Message):
     compute: StartRequest.Compute
     prefill_for: StartRequest.PrefillFor
     await_prefill: StartRequest.AwaitPrefill
-    def __init__(self, request_id: _Optional[str] = ..., attempt: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., prompt_tokens: _Optional[int] = ..., max_new_tokens: _Optional[int] = ..., sampling: _Optional[_Union[ResolvedSampling, _Mapping]] = ..., stop: _Optional[_Union[ResolvedStop, _Mapping]] = ..., logprobs: _Optional[int] = ..., cache_key: _Optional[bytes] = ..., sources: _Optional[_Iterable[_Union[PageSource, _Mapping]]] = ..., compute: _Optional[_Union[StartRequest.Compute, _Mapping]] = ..., prefill_for: _Optional[_Union[StartRequest.PrefillFor, _Mapping]] = ..., await_prefill: _Optional[_Union[StartRequest.AwaitPrefill, _Mapping]] = ...) -> None: ...
+    constraint: _inference_pb2.Constraint
+    def __init__(self, request_id: _Optional[str] = ..., attempt: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., prompt_tokens: _Optional[int] = ..., max_new_tokens: _Optional[int] = ..., sampling: _Optional[_Union[ResolvedSampling, _Mapping]] = ..., stop: _Optional[_Union[ResolvedStop, _Mapping]] = ..., logprobs: _Optional[int] = ..., cache_key: _Optional[bytes] = ..., sources: _Optional[_Iterable[_Union[PageSource, _Mapping]]] = ..., compute: _Optional[_Union[StartRequest.Compute, _Mapping]] = ..., prefill_for: _Optional[_Union[StartRequest.PrefillFor, _Mapping]] = ..., await_prefill: _Optional[_Union[StartRequest.AwaitPrefill, _Mapping]] = ..., constraint: _Optional[_Union[_inference_pb2.Constraint, _Mapping]] = ...) -> None: ...
 
 class PageSource(_message.Message):
     __slots__ = ("holder", "pages")
