@@ -14,11 +14,13 @@ class CollectiveCost:
     gigabytes_per_s: float
 
 
-# Bytes a rank sends per byte of the whole tensor, ring algorithms over n ranks.
+# Bytes a rank sends per byte of the whole tensor, ring algorithms over n ranks; for an all_to_all
+# per byte of what one rank gives, with equal shares for everybody.
 _WIRE: dict[str, Callable[[int], float]] = {
     "all_reduce": lambda n: 2 * (n - 1) / n,
     "reduce_scatter": lambda n: (n - 1) / n,
     "all_gather": lambda n: (n - 1) / n,
+    "all_to_all": lambda n: (n - 1) / n,
 }
 COLLECTIVES = tuple(_WIRE)
 
@@ -34,6 +36,7 @@ class CostTable:
             "all_reduce": CollectiveCost(150.0, 1.5),
             "reduce_scatter": CollectiveCost(160.0, 0.75),
             "all_gather": CollectiveCost(150.0, 1.5),
+            "all_to_all": CollectiveCost(250.0, 1.0),
         }
     )
     tokens: int = 64
@@ -44,7 +47,10 @@ class CostTable:
             raise ValueError(f"the cost table lacks {', '.join(missing)}")
 
     def microseconds(self, collective: str, whole_bytes: int, ranks: int) -> float:
-        """Time of ``collective`` over a tensor of ``whole_bytes`` (summed or gathered size)."""
+        """Time of ``collective`` over a tensor of ``whole_bytes``.
+
+        That is the summed or gathered size, for an all_to_all what one rank gives.
+        """
         cost = self.costs[collective]
         return cost.latency_us + wire_bytes(collective, whole_bytes, ranks) / (
             cost.gigabytes_per_s * 1e3

@@ -189,6 +189,7 @@ def test_the_cost_table_decides_how_to_reduce() -> None:
             "all_reduce": CollectiveCost(500.0, 1.0),
             "reduce_scatter": CollectiveCost(10.0, 10.0),
             "all_gather": CollectiveCost(10.0, 10.0),
+            "all_to_all": CollectiveCost(10.0, 10.0),
         }
     )
     mesh = tensor_parallel_mesh(2)
