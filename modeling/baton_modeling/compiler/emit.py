@@ -11,6 +11,7 @@ from torch import Tensor
 
 from baton_modeling.binding import Binding, Step
 from baton_modeling.communicators import Communicator
+from baton_modeling.compiler.branches import Aside, CudaAside
 from baton_modeling.compiler.operations import Kind, Lowered, Operation
 from baton_modeling.compiler.routing import ROUTING_KINDS, bind_routing
 from baton_modeling.graph import Module
@@ -59,22 +60,49 @@ def emit(
     comm: Communicator,
     load: LoadWeights,
     check: Callable[[Operation, Callable[..., Any]], Callable[..., Any]] | None = None,
+    place: Aside | None = None,
 ) -> Program:
-    """Bind ``lowered`` for this rank. ``check`` may wrap what runs (the debug mode does)."""
+    """Bind ``lowered`` for this rank.
+
+    check: may wrap what runs (the debug mode does). place: where branches run; by default on a
+    second stream of a CUDA device, and elsewhere in line.
+    """
+    if place is None and binding.device.type == "cuda":
+        place = CudaAside(binding.device)
+    from_aside = {slot for op in lowered.operations if op.branch for slot in op.outputs}
     allocation = _Registers(lowered)
-    selections = {op.outputs[0] for op in lowered.operations if op.kind is Kind.SELECT}
+    kept = {op.outputs[0] for op in lowered.operations if op.kind is Kind.SELECT}
+    kept |= {slot for op in lowered.operations if op.branch for slot in op.inputs}
     instructions = []
     for index, operation in enumerate(lowered.operations):
         # A communicator may write into what it is given. That is fine for a tensor nobody reads
-        # again; a selection may be the very tensor it selected from.
+        # again; a selection may be the very tensor it selected from, and a branch may still read.
         read_again = operation.inputs and allocation.last[operation.inputs[0]] > index
-        owned = not read_again and not selections.intersection(operation.inputs[:1])
+        owned = not read_again and not kept.intersection(operation.inputs[:1])
         run = _bind(operation, binding, comm if owned else _Copying(comm), load)
         if check is not None:
             run = check(operation, run)
+        if place is not None:
+            run = _placed(operation, run, from_aside, place)
         inputs, outputs = allocation.step(index, operation)
         instructions.append(Instruction(run, inputs, outputs, operation.label))
     return Program(instructions, allocation.count, allocation.at[lowered.outputs[0]])
+
+
+def _placed(
+    operation: Operation, run: Callable[..., Any], from_aside: set[int], place: Aside
+) -> Callable[..., Any]:
+    if operation.branch:
+        return lambda step, *inputs: place.run(run, step, inputs)
+    awaited = [i for i, slot in enumerate(operation.inputs) if slot in from_aside]
+    if not awaited:
+        return run
+
+    def after_branch(step: Step, *inputs: Any) -> Any:
+        place.join(tuple(inputs[i] for i in awaited))
+        return run(step, *inputs)
+
+    return after_branch
 
 
 class _Copying:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 
 from baton_modeling.compiler.costs import wire_bytes
-from baton_modeling.compiler.operations import Kind, Lowered, Operation
+from baton_modeling.compiler.operations import Kind, Lowered, Operation, layer_of
 from baton_modeling.compiler.token_cuts import COUNT_BYTES
 from baton_modeling.mesh import Axis, Mesh
 from baton_modeling.placements import Shard, describe
@@ -136,11 +135,6 @@ class Explanation:
             yield f"{name}: {total.collectives} collectives{tail}"
 
 
-def _layer(producer: str) -> str:
-    found = re.search(r"layers\.\d+", producer)
-    return found.group() if found else ""
-
-
 def explain(lowered: Lowered, mesh: Mesh, itemsize: int) -> Explanation:
     """Describe a lowered program whose activations have ``itemsize`` bytes an element."""
     axes = {name: size for name, size in mesh.axes.items() if size > 1}
@@ -185,6 +179,6 @@ def _line(lowered: Lowered, operation: Operation, itemsize: int, own: Axis) -> L
         wire_bytes_per_row=sent,
         per=per,
         edge=f"{operation.producer} -> {operation.consumer}" if collective else "",
-        layer=_layer(operation.producer) if collective else "",
+        layer=layer_of(operation.producer) if collective else "",
         rules=operation.rules,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -44,6 +45,12 @@ _COLLECTIVES = {
 }
 
 
+def layer_of(name: str) -> str:
+    """The part ``layers.N`` of a module's name, "" outside the layers."""
+    found = re.search(r"layers\.\d+", name)
+    return found.group() if found else ""
+
+
 @dataclass(frozen=True)
 class Slot:
     """A tensor between operations.
@@ -67,6 +74,7 @@ class Operation:
     rows: what says how the ranks of the axis share dimension 0: "tokens" or "logit_rows" of the
         data-parallel groups; "" when the shares are equal.
     experts: of COUNT and DISPATCH, how many there are over all ranks.
+    branch: runs beside the main line, on a stream of its own where the device has streams.
     rules: names of the rewrite rules that made or changed it.
     """
 
@@ -79,6 +87,7 @@ class Operation:
     dim: int = 0
     rows: str = ""
     experts: int = 0
+    branch: bool = False
     producer: str = ""
     consumer: str = ""
     rules: tuple[str, ...] = ()
