@@ -13,6 +13,13 @@ class CollectiveCost:
     latency_us: float
     gigabytes_per_s: float
 
+    def __post_init__(self) -> None:
+        if self.latency_us < 0 or self.gigabytes_per_s <= 0:
+            raise ValueError(
+                f"a collective of {self.latency_us} us and {self.gigabytes_per_s} GB/s cannot be; "
+                "the latency must not be negative and the rate must be positive"
+            )
+
 
 # Bytes a rank sends per byte of the whole tensor, ring algorithms over n ranks; for an all_to_all
 # per byte of what one rank gives, with equal shares for everybody.
@@ -45,6 +52,14 @@ class CostTable:
         missing = [name for name in COLLECTIVES if name not in self.costs]
         if missing:
             raise ValueError(f"the cost table lacks {', '.join(missing)}")
+        unknown = [name for name in self.costs if name not in COLLECTIVES]
+        if unknown:
+            raise ValueError(
+                f"the cost table has {', '.join(unknown)}; the collectives are "
+                f"{', '.join(COLLECTIVES)}"
+            )
+        if self.tokens < 1:
+            raise ValueError(f"the cost table is for {self.tokens} tokens; it must be at least 1")
 
     def microseconds(self, collective: str, whole_bytes: int, ranks: int) -> float:
         """Time of ``collective`` over a tensor of ``whole_bytes``.

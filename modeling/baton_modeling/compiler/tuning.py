@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+import yaml
 from torch import Tensor
 
 from baton_modeling.communicators import Communicator
@@ -68,20 +69,33 @@ def _time(
     return median(taken[3:])
 
 
-def save_costs(table: CostTable, path: Path) -> None:
-    """Write the table as JSON."""
+def as_fields(table: CostTable) -> dict[str, object]:
+    """The table as load_costs reads it."""
     fields = {
         name: {"latency_us": cost.latency_us, "gigabytes_per_s": cost.gigabytes_per_s}
         for name, cost in table.costs.items()
     }
-    path.write_text(json.dumps({"tokens": table.tokens, "costs": fields}, indent=1) + "\n")
+    return {"tokens": table.tokens, "costs": fields}
+
+
+def as_text(table: CostTable, *, yaml_form: bool) -> str:
+    """The table as YAML or as JSON."""
+    fields = as_fields(table)
+    if yaml_form:
+        return yaml.safe_dump(fields, sort_keys=False)
+    return json.dumps(fields, indent=1) + "\n"
+
+
+def save_costs(table: CostTable, path: Path) -> None:
+    """Write the table, as YAML if the file is called so, else as JSON."""
+    path.write_text(as_text(table, yaml_form=path.suffix in (".yaml", ".yml")))
 
 
 def load_costs(path: Path) -> CostTable:
     """Read a table written by save_costs; ValueError says what is wrong with it."""
     try:
-        fields = json.loads(path.read_text())
+        fields = yaml.safe_load(path.read_text())  # JSON is YAML
         costs = {name: CollectiveCost(**cost) for name, cost in fields["costs"].items()}
         return CostTable(costs, int(fields["tokens"]))
-    except (KeyError, TypeError, ValueError) as error:
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a table of collective costs: {error}") from error
