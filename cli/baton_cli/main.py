@@ -18,6 +18,7 @@ from baton_cli import (
     generate_command,
     kernels_command,
     serve_command,
+    tune_comm_command,
     up_command,
 )
 from baton_cli.processes import die_with_parent
@@ -38,6 +39,7 @@ Looking inside:
   baton explain --model DIR    the program that the compiler made of the model
   baton kernels                which operator implementations run here, and why
   baton fsm                    the scheduler's request lifecycle
+  baton tune-comm              what collectives cost here, for the compiler
   baton doctor                 what this machine has, and what is missing
 """
 
@@ -51,6 +53,7 @@ _COMMANDS = (
     explain_command,
     kernels_command,
     fsm_command,
+    tune_comm_command,
     doctor_command,
 )
 

@@ -23,6 +23,7 @@ mla_prefill = Operator(mla.mla_prefill)
 route_sigmoid = Operator(moe.route_sigmoid)
 route_softmax = Operator(moe.route_softmax)
 moe_experts = Operator(moe.moe_experts)
+moe_experts_clamped = Operator(moe.moe_experts_clamped)
 
 OPERATORS: dict[str, Operator[..., Any]] = {
     operator.name: operator
@@ -42,6 +43,7 @@ OPERATORS: dict[str, Operator[..., Any]] = {
         route_sigmoid,
         route_softmax,
         moe_experts,
+        moe_experts_clamped,
     )
 }
 

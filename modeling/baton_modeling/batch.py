@@ -23,6 +23,11 @@ class ForwardBatch:
                                 that holds a token are never read and may hold anything
     decode_rows    int          scheduler
     logit_rows     int64 [L]    engine: the tokens (indices into T) whose logits are wanted
+    group_tokens, group_logit_rows
+                   [dp] ints    scheduler: with data-parallel attention the batch is that of this
+                                rank's group alone, and these are T and L of every group in the
+                                axis's order, this one included. A group may have none. Without
+                                data parallelism they are empty.
     """
 
     token_ids: Tensor
@@ -33,3 +38,5 @@ class ForwardBatch:
     page_tables: Tensor
     decode_rows: int
     logit_rows: Tensor
+    group_tokens: tuple[int, ...] = ()
+    group_logit_rows: tuple[int, ...] = ()

@@ -16,7 +16,7 @@ class CacheGroup:
     entry_width: elements kept per token and layer on one rank.
     dtype: element type of the arena.
     replicated: whether every rank holds the same bytes (MLA latents), so that any rank's copy
-        may be read by any other; False when ranks hold different heads.
+        may be read by any other; False when ranks hold different heads or requests.
     """
 
     name: str

@@ -15,6 +15,7 @@ Build = Callable[[Mapping[str, Any], torch.dtype], FamilyModel]
 
 # model_type -> module of this package with build().
 FAMILIES: dict[str, str] = {
+    "deepseek_v2": "deepseek_v3",
     "deepseek_v3": "deepseek_v3",
     "kimi_k2": "deepseek_v3",
     "llama": "llama",
@@ -22,6 +23,7 @@ FAMILIES: dict[str, str] = {
     "qwen3": "llama",
     "qwen3_moe": "llama",
     "minimax_m2": "minimax_m2",
+    "gpt_oss": "gpt_oss",
 }
 
 
