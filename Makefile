@@ -25,8 +25,9 @@ PYTEST_FLAGS ?=
 DEMO_FLAGS ?=
 
 .DELETE_ON_ERROR:
-.PHONY: help venv build dev demo test test-cpp test-python test-slow lint lint-python lint-types \
-	lint-imports lint-cpp lint-proto lint-shell format proto bench bench-handover demo-model demo-model-eval \
+.PHONY: help venv build dev demo test test-cpp test-python test-slow test-chaos lint lint-python lint-types \
+	lint-imports lint-cpp lint-proto lint-shell format proto bench bench-scheduler bench-router \
+	bench-modeling bench-handover demo-model demo-model-eval \
 	clean clean-venv
 
 help: ## list these commands
@@ -107,13 +108,26 @@ test-python: dev
 test-slow: dev ## the slow tests
 	@$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
 
-bench: dev ## benchmarks of the parts
+test-chaos: dev ## kill, stop, cut and corrupt the processes of a cluster
+	@$(BIN)/python -m pytest -m chaos tests/chaos $(PYTEST_FLAGS)
+
+bench: bench-scheduler bench-router bench-modeling bench-handover ## benchmarks of the parts
+
+bench-scheduler: dev ## what a scheduling step costs, in C++ and seen from Python
 	@cmake -S scheduler_cpp -B build/bench -DBATON_BUILD_BENCH=ON >/dev/null && cmake --build build/bench >/dev/null
 	@echo "== scheduler, C++" && build/bench/bench_scheduler
 	@echo "== scheduler, from Python" && $(BIN)/python bench/scheduler/round_trip.py
 
-bench-handover: dev ## pulled pages against raw NIXL
-	@echo "== pulled pages against raw NIXL" && $(BIN)/python bench/handover/throughput.py
+bench-router: dev ## what the router costs a token and a stream
+	@echo "== router" && $(BIN)/python bench/router/stream_cost.py
+
+bench-modeling: dev ## a step of the model beside plain torch
+	@echo "== modeling" && $(BIN)/python bench/modeling/step_time.py $(TRAINED)
+
+bench-handover: dev ## pulled pages beside raw NIXL, what hides behind prefill, a session's pages
+	@echo "== pulled pages beside raw NIXL" && $(BIN)/python bench/handover/throughput.py
+	@echo "== transfer behind prefill" && $(BIN)/python bench/handover/overlap.py
+	@echo "== a session of forty turns" && $(BIN)/python -m pytest -q -s -m slow tests/integration/test_session_replay.py
 
 # ---- static checks
 
@@ -127,6 +141,7 @@ lint-python: dev
 lint-types: dev
 	@echo "== mypy --strict"
 	@$(BIN)/mypy
+	@MYPYPATH=examples $(BIN)/mypy -p demo_model
 
 lint-imports: dev
 	@echo "== import-linter"
