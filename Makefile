@@ -109,7 +109,7 @@ test-slow: dev ## the slow tests
 	@$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
 
 test-chaos: dev ## kill, stop, cut and corrupt the processes of a cluster
-	@$(BIN)/python -m pytest -m chaos tests/chaos $(PYTEST_FLAGS)
+	@$(BIN)/python -m pytest -m chaos $(PYTEST_FLAGS)
 
 bench: bench-scheduler bench-router bench-modeling bench-handover ## benchmarks of the parts
 
