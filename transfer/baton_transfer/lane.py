@@ -92,7 +92,11 @@ class Lane:
             return self._agent
         arena, memory = self._arena, self._memory
         # Unique: a peer must never take a rebuilt agent for the one before it.
-        agent = Agent(f"{self._reader}-{os.getpid()}-{next(_counter)}", progress_thread=False)
+        name = f"{self._reader}-{os.getpid()}-{next(_counter)}"
+        try:
+            agent = Agent(name, progress_thread=False)
+        except AgentError as error:  # UCX finds no way out of this machine
+            raise Ended(ReadFailure.DISCONNECTED, str(error)) from error
         try:
             agent.register(arena.address, arena.size, arena.memory_type, arena.device)
             peer = agent.add_peer(memory.agent_metadata)
