@@ -109,10 +109,11 @@ test-python: dev
 test-slow: dev ## the slow tests
 	@$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
 
-test-chaos: dev ## kill, stop, cut and corrupt the processes of a cluster
-	@$(BIN)/python -m pytest -m chaos $(PYTEST_FLAGS)
+test-gateway: dev ## all tests of the gateway: the real SMG over clusters, both SDKs
+	@$(BIN)/python -m pytest tests/integration/test_gateway.py tests/integration/test_gateway_routing.py \
+		tests/unit/router/test_kv_events.py tests/unit/engine/test_grammar.py $(PYTEST_FLAGS)
 
-bench: bench-scheduler bench-router bench-modeling bench-handover ## benchmarks of the parts
+bench: bench-scheduler bench-router bench-modeling bench-handover bench-gateway ## benchmarks of the parts
 
 bench-scheduler: dev ## what a scheduling step costs, in C++ and seen from Python
 	@cmake -S scheduler_cpp -B build/bench -DBATON_BUILD_BENCH=ON >/dev/null && cmake --build build/bench >/dev/null
@@ -129,6 +130,9 @@ bench-handover: dev ## pulled pages beside raw NIXL, what hides behind prefill, 
 	@echo "== pulled pages beside raw NIXL" && $(BIN)/python bench/handover/throughput.py
 	@echo "== transfer behind prefill" && $(BIN)/python bench/handover/overlap.py
 	@echo "== a session of forty turns" && $(BIN)/python -m pytest -q -s -m slow tests/integration/test_session_replay.py
+
+bench-gateway: dev ## what the router adds under SMG, beside a bare canned worker
+	@echo "== gateway" && $(BIN)/python bench/gateway/overhead.py
 
 # ---- static checks
 

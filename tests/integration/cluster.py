@@ -56,6 +56,7 @@ class Shape:
     worker: dict[str, Any] = field(default_factory=dict)
     limits: dict[str, Any] = field(default_factory=dict)  # the router's
     gateway: bool = False  # SMG in front
+    router: dict[str, Any] = field(default_factory=dict)  # further keys of its section
 
 
 @dataclass
@@ -118,7 +119,12 @@ class Cluster:
                 for name in names
                 if name.startswith("decode")
             ],
-            "router": {**section["router"], "routing": shape.routing, "limits": shape.limits},
+            "router": {
+                **section["router"],
+                "routing": shape.routing,
+                "limits": shape.limits,
+                **shape.router,
+            },
             "gateway": section["gateway"] if shape.gateway else None,
         }
 

@@ -6,8 +6,6 @@ import json
 import re
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from baton_router.chat_template import ChatTemplate
 
 from .cluster import Cluster, Shape
 from .conversing import MODEL, NAME, openai_tools, story, with_anthropic, with_openai
+from .smg_process import post
 
 LIMIT = 6
 PROMPT = "There is no file /blue-hill/red-fox.txt. There is a file"
@@ -52,25 +51,24 @@ def url(cluster: Cluster) -> str:
 
 
 @pytest.fixture(scope="module")
-def client(url: str) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+def environment(url: str) -> Iterator[None]:
+    """The variables that docs/clients.md names."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPENAI_BASE_URL", f"{url}/v1")
+        patch.setenv("OPENAI_API_KEY", "none")
+        patch.setenv("ANTHROPIC_BASE_URL", url)
+        patch.setenv("ANTHROPIC_API_KEY", "none")
+        yield
 
 
 @pytest.fixture(scope="module")
-def claude(url: str) -> anthropic.Anthropic:
-    return anthropic.Anthropic(base_url=url, api_key="none", max_retries=0)
+def client(environment: None) -> openai.OpenAI:
+    return openai.OpenAI(max_retries=0)
 
 
-def post(url: str, body: dict[str, Any]) -> tuple[int, Any]:
-    """(HTTP status, the answer's JSON)."""
-    request = urllib.request.Request(
-        url, json.dumps(body).encode(), {"content-type": "application/json"}
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=30) as response:
-            return response.status, json.load(response)
-    except urllib.error.HTTPError as error:
-        return error.code, json.load(error)
+@pytest.fixture(scope="module")
+def claude(environment: None) -> anthropic.Anthropic:
+    return anthropic.Anthropic(max_retries=0)
 
 
 def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:

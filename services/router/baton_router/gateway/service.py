@@ -158,17 +158,29 @@ class SchedulerServicer:
 
 
 class _OneByOne:
-    """Samples of one request share its stream, which takes one message at a time."""
+    """Samples of one request share its stream, which takes one message at a time.
+
+    Complete ones leave in the samples' order: SMG numbers the answers of a
+    request that does not stream as they come, whatever index they carry.
+    """
 
     def __init__(self, context: Context) -> None:
         self._context = context
         self._turn = asyncio.Lock()
+        self._complete: dict[int, wire.GenerateResponse] = {}
+        self._next = 0
         self.begun = False
 
-    async def write(self, message: Any) -> None:
+    async def write(self, message: wire.GenerateResponse) -> None:
+        self.begun = True
         async with self._turn:
-            self.begun = True
-            await self._context.write(message)
+            if not message.HasField("complete"):
+                await self._context.write(message)
+                return
+            self._complete[message.complete.index] = message
+            while self._next in self._complete:
+                await self._context.write(self._complete.pop(self._next))
+                self._next += 1
 
 
 async def _break_silence(request: wire.GenerateRequest, writer: _OneByOne) -> None:
