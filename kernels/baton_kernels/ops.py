@@ -12,7 +12,13 @@ from baton_kernels.operators import (
     OPERATORS,
     add_rms_norm,
     cache_write,
+    conv_decode,
+    conv_prefill,
+    delta_decode,
+    delta_gates,
+    delta_prefill,
     embedding,
+    gated_rms_norm,
     gqa_decode,
     gqa_prefill,
     linear,
@@ -24,6 +30,7 @@ from baton_kernels.operators import (
     rotate,
     route_sigmoid,
     route_softmax,
+    sigmoid_mul,
     silu_mul,
 )
 
@@ -31,7 +38,13 @@ __all__ = [
     "OPERATORS",
     "add_rms_norm",
     "cache_write",
+    "conv_decode",
+    "conv_prefill",
+    "delta_decode",
+    "delta_gates",
+    "delta_prefill",
     "embedding",
+    "gated_rms_norm",
     "gqa_decode",
     "gqa_prefill",
     "linear",
@@ -43,6 +56,7 @@ __all__ = [
     "rotate",
     "route_sigmoid",
     "route_softmax",
+    "sigmoid_mul",
     "silu_mul",
 ]
 
