@@ -22,6 +22,11 @@ FAMILIES: dict[str, str] = {
     "qwen3": "llama",
     "qwen3_moe": "llama",
     "minimax_m2": "minimax_m2",
+    "qwen3_next": "qwen3_next",
+    "qwen3_5": "qwen3_next",
+    "qwen3_5_text": "qwen3_next",
+    "qwen3_5_moe": "qwen3_next",
+    "qwen3_5_moe_text": "qwen3_next",
 }
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from baton_kernels import ops
 from baton_modeling.binding import Binding, Step
 from baton_modeling.graph import Compute, Module, Signature
+from baton_modeling.layers.norm import NormWeight
 from baton_modeling.placements import REPLICATED, Shard
 from baton_modeling.weights import Weight
 
@@ -31,8 +32,18 @@ class HeadNorm(Module):
 
     rowwise = True
 
-    def __init__(self, name: str, heads: int, size: int, eps: float, axis: str = "attn_tp"):
+    def __init__(
+        self,
+        name: str,
+        heads: int,
+        size: int,
+        eps: float,
+        axis: str = "attn_tp",
+        *,
+        zero_centred: bool = False,
+    ) -> None:
         self.name, self.heads, self.size, self.eps, self.axis = name, heads, size, eps, axis
+        self.weight = NormWeight(name, size, zero_centred)
 
     def signature(self) -> Signature:
         return Signature(({self.axis: Shard(1)},), ({self.axis: Shard(1)},))
@@ -41,13 +52,33 @@ class HeadNorm(Module):
         return (self.heads * self.size,)
 
     def weights(self) -> Mapping[str, Weight]:
-        return {"weight": Weight.of(f"{self.name}.weight", self.size)}
+        return self.weight.declared()
 
     def bind(self, binding: Binding, weights: Mapping[str, Tensor]) -> Compute:
         norm = binding.operator(ops.rms_norm, hidden=self.size)
-        weight, eps, size = weights["weight"], self.eps, self.size
+        weight, eps, size = self.weight.loaded(weights), self.eps, self.size
         heads = binding.local(self.heads, self.axis)
         return lambda step, x: norm(x.reshape(-1, heads, size), weight, eps).flatten(1)
+
+
+class SigmoidGate(Module):
+    """``x * sigmoid(gate)``, both cut by heads: attention with an output gate."""
+
+    rowwise = True
+
+    def __init__(self, name: str, width: int, axis: str = "attn_tp") -> None:
+        self.name, self.width, self.axis = name, width, axis
+
+    def signature(self) -> Signature:
+        heads = {self.axis: Shard(1)}
+        return Signature((heads, heads), (heads,))
+
+    def features(self) -> tuple[int, ...]:
+        return (self.width,)
+
+    def bind(self, binding: Binding, weights: Mapping[str, Tensor]) -> Compute:
+        gated = binding.operator(ops.sigmoid_mul)
+        return lambda step, x, gate: gated(x, gate)
 
 
 class GroupedAttention(Module):
