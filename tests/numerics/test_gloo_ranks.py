@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,13 +19,17 @@ HERE = Path(__file__).parent
 
 
 @pytest.mark.timeout(180)
-def test_two_processes_equal_one(deepseek_checkpoint: Path, tmp_path: Path) -> None:
-    model = load_model(deepseek_checkpoint, page_size=PAGE_SIZE)
+@pytest.mark.parametrize("variant", ["deepseek_v3", "qwen3_next"])
+def test_two_processes_equal_one(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, variant: str
+) -> None:
+    source = make_checkpoint(variant)
+    model = load_model(source, page_size=PAGE_SIZE)
     prompt = [17 * i % 2000 + 16 for i in range(90)]
     expected = Driver(model).prefill(Row(prompt), [50, 37, 1, 1, 1])
     environment = {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
     script = [sys.executable, str(HERE / "gloo_rank.py")]
-    rendezvous, checkpoint = str(tmp_path / "rendezvous"), str(deepseek_checkpoint)
+    rendezvous, checkpoint = str(tmp_path / "rendezvous"), str(source)
     ranks = [
         subprocess.Popen(
             [*script, str(rank), "2", rendezvous, checkpoint, str(tmp_path / f"{rank}.pt")],
