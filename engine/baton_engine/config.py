@@ -32,6 +32,9 @@ class EngineConfig(BaseModel):
 
     tp: Annotated[int, Field(ge=1, le=64)] = 1
     launcher: Launcher = "process"
+    # What collectives cost here, written by baton tune-comm; None takes the defaults. Every rank
+    # reads it, and all must find the same contents.
+    cost_table: Path | None = None
     # Threads torch may use in each rank; None leaves torch's own choice.
     threads: Annotated[int, Field(ge=1)] | None = None
 

@@ -14,7 +14,8 @@ from baton_engine.arena import KvArena
 from baton_engine.batch import StepInput, forward_batch
 from baton_engine.config import EngineConfig
 from baton_engine.page_table import PageTable
-from baton_modeling import Communicator, Mesh, load_model, tensor_parallel_mesh
+from baton_modeling import Communicator, Mesh, Options, load_model, tensor_parallel_mesh
+from baton_modeling.compiler.tuning import load_costs
 from baton_modeling.description import read_model_description
 
 LoadProgress = Callable[[str, float], None]
@@ -66,6 +67,7 @@ class ModelRunner:
             device=config.device,
             page_size=config.page_size,
             progress=progress,
+            options=_options(config),
         )
         self.arena = KvArena(
             self._model.cache_layout, config.num_pages, config.page_size, self._device
@@ -120,6 +122,12 @@ class ModelRunner:
             )
         )
         self._table.apply(np.zeros(1, np.int32), none.reshape(0, 3))
+
+
+def _options(config: EngineConfig) -> Options:
+    if config.cost_table is None:
+        return Options()
+    return Options(costs=load_costs(config.cost_table))
 
 
 def set_threads(threads: int | None) -> None:

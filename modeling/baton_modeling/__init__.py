@@ -14,7 +14,7 @@ from baton_modeling.description import (
     read_model_description,
 )
 from baton_modeling.lockstep import Lockstep
-from baton_modeling.mesh import Axis, Mesh, MeshError, tensor_parallel_mesh
+from baton_modeling.mesh import Axis, Mesh, MeshError, parse_mesh, tensor_parallel_mesh
 from baton_modeling.model import CompiledModel, Options, explain_checkpoint, load_model
 from baton_modeling.weights import WeightError
 
@@ -44,6 +44,7 @@ __all__ = [
     "explain_checkpoint",
     "fingerprint",
     "load_model",
+    "parse_mesh",
     "read_model_description",
     "tensor_parallel_mesh",
 ]

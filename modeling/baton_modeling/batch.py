@@ -38,6 +38,11 @@ class ForwardBatch:
     decode_rows    int          scheduler
     logit_rows     int64 [L]    engine: the tokens (indices into T) whose logits are wanted
     states                      engine: None for models without a recurrent state
+    group_tokens, group_logit_rows
+                   [dp] ints    scheduler: with data-parallel attention the batch is that of this
+                                rank's group alone, and these are T and L of every group in the
+                                axis's order, this one included. A group may have none. Without
+                                data parallelism they are empty.
     """
 
     token_ids: Tensor
@@ -49,3 +54,5 @@ class ForwardBatch:
     decode_rows: int
     logit_rows: Tensor
     states: StateSlots | None = None
+    group_tokens: tuple[int, ...] = ()
+    group_logit_rows: tuple[int, ...] = ()

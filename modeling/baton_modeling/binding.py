@@ -107,6 +107,11 @@ class Step:
             self.page_size,
         )
 
+    def group_rows(self, what: str) -> tuple[int, ...]:
+        """``tokens`` or ``logit_rows`` of every data-parallel group, in the axis's order."""
+        batch = self.batch
+        return batch.group_tokens if what == "tokens" else batch.group_logit_rows
+
     @cached_property
     def _states(self) -> StateSlots:
         if self.batch.states is None:

@@ -25,7 +25,7 @@ class CacheGroup:
     entry_width: elements kept per layer on one rank, of a token or of a snapshot.
     dtype: element type of the arena.
     replicated: whether every rank holds the same bytes (MLA latents), so that any rank's copy
-        may be read by any other; False when ranks hold different heads.
+        may be read by any other; False when ranks hold different heads or requests.
     kind: what a page holds.
     """
 

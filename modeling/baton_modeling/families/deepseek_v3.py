@@ -21,6 +21,7 @@ from baton_modeling.layers.mla import LatentAttention, LatentShape
 from baton_modeling.layers.moe import Experts, SigmoidRouter, SigmoidRouting
 from baton_modeling.layers.norm import Add, RMSNorm
 from baton_modeling.layers.rotary import Rope, RotaryTable, parse_rope, yarn_mscale
+from baton_modeling.mesh import Mesh
 
 MODEL_TYPES = ("deepseek_v3", "kimi_k2")
 
@@ -126,8 +127,13 @@ def build(config: Mapping[str, Any], dtype: torch.dtype) -> FamilyModel:
     x = g(RMSNorm("model.norm", c.hidden, c.eps), x)
     tied_to = "model.embed_tokens" if c.tied else None
     g.output(g(OutputHead("lm_head", c.hidden, c.vocab, tied_to), x))
-    entry = CacheGroup("full", c.layers, c.attention.entry, dtype)
-    return FamilyModel(g, lambda mesh: CacheLayout((entry,)), skipped(c), c.block)
+    return FamilyModel(g, lambda mesh: cache(c, mesh, dtype), skipped(c), c.block)
+
+
+def cache(c: DeepseekV3, mesh: Mesh, dtype: torch.dtype) -> CacheLayout:
+    """The latents, whole on every rank of a group that shares its requests."""
+    alone = mesh.axis("dp").size == 1
+    return CacheLayout((CacheGroup("full", c.layers, c.attention.entry, dtype, replicated=alone),))
 
 
 def attention(

@@ -14,12 +14,18 @@ from typing import Any
 
 import torch
 
-from baton_modeling.cache import CacheGroup, CacheLayout, GroupKind
+from baton_modeling.cache import CacheLayout
 from baton_modeling.families.family import ConfigReader, FamilyModel
 from baton_modeling.graph import Graph, Value
 from baton_modeling.layers.embedding import Embedding, OutputHead
-from baton_modeling.layers.gdn import DeltaShape, GatedDelta, GatedHeadNorm
-from baton_modeling.layers.gqa import GroupedAttention, HeadNorm, HeadShape, SigmoidGate
+from baton_modeling.layers.gdn import DeltaShape, GatedDelta, GatedHeadNorm, state_group
+from baton_modeling.layers.gqa import (
+    GroupedAttention,
+    HeadNorm,
+    HeadShape,
+    SigmoidGate,
+    head_group,
+)
 from baton_modeling.layers.linear import (
     GroupedColumnLinear,
     JoinedColumnLinear,
@@ -227,17 +233,6 @@ def experts(g: Graph, c: Hybrid, m: Mixture, name: str, x: Value) -> Value:
 
 
 def cache(c: Hybrid, mesh: Mesh, dtype: torch.dtype) -> CacheLayout:
-    """Keys and values of the attention layers, and the states of the others, of this rank's heads.
-
-    States stay float32: rounding them would add up over the tokens.
-    """
-    ranks = mesh.axis("attn_tp").size
-    width = 2 * c.heads.kv_heads * c.heads.size // ranks
+    """Keys and values of the attention layers, states of the others: of this rank's heads."""
     full, linear = c.kinds.count(FULL), c.kinds.count(LINEAR)
-    state = c.delta.state // ranks
-    return CacheLayout(
-        (
-            CacheGroup("full", full, width, dtype, replicated=ranks == 1),
-            CacheGroup("state", linear, state, torch.float32, ranks == 1, kind=GroupKind.STATE),
-        )
-    )
+    return CacheLayout((head_group(c.heads, full, mesh, dtype), state_group(c.delta, linear, mesh)))

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from baton_kernels import ops
 from baton_modeling.binding import Binding, Step
+from baton_modeling.cache import CacheGroup, GroupKind
 from baton_modeling.graph import Compute, Module, Signature
-from baton_modeling.placements import Shard
+from baton_modeling.mesh import Mesh
+from baton_modeling.placements import OWN_TOKENS, Shard
 from baton_modeling.weights import Weight
 
 
@@ -47,6 +49,14 @@ class DeltaShape:
         return self.past + self.value_width * self.key_size
 
 
+def state_group(shape: DeltaShape, layers: int, mesh: Mesh) -> CacheGroup:
+    """The states of ``layers`` layers on one rank; float32, since rounding adds up."""
+    ranks = mesh.axis("attn_tp").size
+    alone = ranks == 1 and mesh.axis("dp").size == 1
+    width = shape.state // ranks
+    return CacheGroup("state", layers, width, torch.float32, alone, GroupKind.STATE)
+
+
 class GatedDelta(Module):
     """Short convolution and gated delta rule over the request's state, heads cut over the axis.
 
@@ -61,7 +71,7 @@ class GatedDelta(Module):
         self.name, self.shape, self.layer, self.group, self.axis = name, shape, layer, group, axis
 
     def signature(self) -> Signature:
-        heads = {self.axis: Shard(1)}
+        heads = {self.axis: Shard(1), **OWN_TOKENS}
         return Signature((heads,) * 5, (heads,))
 
     def features(self) -> tuple[int, ...]:

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from baton_kernels import ops
 from baton_modeling.binding import Binding, Step
+from baton_modeling.cache import CacheGroup, CacheLayout
 from baton_modeling.graph import Compute, Module, Signature
 from baton_modeling.layers.norm import NormWeight
-from baton_modeling.placements import REPLICATED, Shard
+from baton_modeling.mesh import Mesh
+from baton_modeling.placements import OWN_TOKENS, Shard
 from baton_modeling.weights import Weight
 
 
@@ -25,6 +27,19 @@ class HeadShape:
     kv_heads: int
     size: int
     rotary: int
+
+
+def head_cache(shape: HeadShape, layers: int, mesh: Mesh, dtype: torch.dtype) -> CacheLayout:
+    """The cache of ``layers`` layers on one rank: keys and values of its heads, one group."""
+    return CacheLayout((head_group(shape, layers, mesh, dtype),))
+
+
+def head_group(shape: HeadShape, layers: int, mesh: Mesh, dtype: torch.dtype) -> CacheGroup:
+    """The group of attention layers among others."""
+    ranks = mesh.axis("attn_tp").size
+    width = 2 * shape.kv_heads * shape.size // ranks
+    alone = ranks == 1 and mesh.axis("dp").size == 1
+    return CacheGroup("full", layers, width, dtype, replicated=alone)
 
 
 class HeadNorm(Module):
@@ -94,8 +109,8 @@ class GroupedAttention(Module):
         self.name, self.shape, self.layer, self.group, self.axis = name, shape, layer, group, axis
 
     def signature(self) -> Signature:
-        heads = {self.axis: Shard(1)}
-        return Signature((heads, heads, heads, REPLICATED, REPLICATED), (heads,))
+        heads = {self.axis: Shard(1), **OWN_TOKENS}
+        return Signature((heads, heads, heads, OWN_TOKENS, OWN_TOKENS), (heads,))
 
     def features(self) -> tuple[int, ...]:
         return (self.shape.heads * self.shape.size,)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from baton_kernels import ops
 from baton_modeling.binding import Binding, Step
-from baton_modeling.graph import Compute, Module, Signature
+from baton_modeling.graph import Compute, Dispatch, Module, Signature
 from baton_modeling.placements import REPLICATED, Partial, Shard
 from baton_modeling.weights import Source, Weight
 
@@ -115,6 +115,7 @@ class Experts(Module):
     ) -> None:
         self.name, self.hidden, self.inner = name, hidden, inner
         self.experts, self.parts = experts, parts
+        self.dispatch = Dispatch("ep", experts)
 
     def signature(self) -> Signature:
         inputs = (REPLICATED, REPLICATED, REPLICATED)

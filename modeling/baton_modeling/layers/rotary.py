@@ -14,7 +14,7 @@ from baton_kernels import ops
 from baton_modeling.binding import Binding
 from baton_modeling.description import CheckpointError
 from baton_modeling.graph import Compute, Module, Signature
-from baton_modeling.placements import REPLICATED
+from baton_modeling.placements import OWN_TOKENS
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class RotaryTable(Module):
         self.name, self.rope, self.dim = name, rope, dim
 
     def signature(self) -> Signature:
-        return Signature((), (REPLICATED, REPLICATED))
+        return Signature((), (OWN_TOKENS, OWN_TOKENS))
 
     def features(self) -> tuple[int, ...]:
         return (self.dim // 2, self.dim // 2)
