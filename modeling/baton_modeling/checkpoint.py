@@ -65,17 +65,22 @@ class CheckpointReader:
     def load(self, weight: Weight, mesh: Mesh, dtype: torch.dtype, device: torch.device) -> Tensor:
         """This rank's part of ``weight``. Equal weights (tied ones) share one tensor."""
         if weight not in self._loaded:
-            parts = weight.local(mesh)
-            width = len(weight.parts[0])
-            target = weight.dtype or dtype
+            form = self.stored(weight)
+            parts = form.local(mesh)
+            width = len(form.parts[0])
+            target = form.dtype or dtype
             tensors = [self._slice(source, cut).to(target) for source, cut in parts]
             groups = [
-                tensors[i] if width == 1 else torch.cat(tensors[i : i + width])
+                tensors[i] if width == 1 else torch.cat(tensors[i : i + width], form.join)
                 for i in range(0, len(tensors), width)
             ]
-            whole = torch.stack(groups) if weight.stacked else groups[0]
+            whole = torch.stack(groups) if form.stacked else groups[0]
             self._loaded[weight] = whole.to(device).contiguous()
         return self._loaded[weight]
+
+    def stored(self, weight: Weight) -> Weight:
+        """The form in which this checkpoint has ``weight``."""
+        return weight.stored(self._home)
 
     def _slice(self, source: Source, cut: tuple[slice, ...]) -> Tensor:
         if source.name not in self._home:
