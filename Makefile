@@ -109,6 +109,9 @@ test-python: dev
 test-slow: dev ## the slow tests
 	@$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
 
+test-chaos: dev ## kill, stop, cut and corrupt the processes of a cluster
+	@$(BIN)/python -m pytest -m chaos $(PYTEST_FLAGS)
+
 test-gateway: dev ## all tests of the gateway: the real SMG over clusters, both SDKs
 	@$(BIN)/python -m pytest tests/integration/test_gateway.py tests/integration/test_gateway_routing.py \
 		tests/unit/router/test_kv_events.py tests/unit/engine/test_grammar.py $(PYTEST_FLAGS)

@@ -38,8 +38,8 @@ One process of a cluster, as containers run them:
 Looking inside:
   baton explain --model DIR    the program that the compiler made of the model
   baton kernels                which operator implementations run here, and why
-  baton fsm                    the scheduler's request lifecycle
   baton tune-comm              what collectives cost here, for the compiler
+  baton fsm                    the scheduler's request lifecycle
   baton doctor                 what this machine has, and what is missing
 """
 
@@ -52,8 +52,8 @@ _COMMANDS = (
     demo_command,
     explain_command,
     kernels_command,
-    fsm_command,
     tune_comm_command,
+    fsm_command,
     doctor_command,
 )
 

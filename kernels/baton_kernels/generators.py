@@ -2,6 +2,7 @@
 
 Paged inputs are hostile: pages come in random order from a larger pool, every slot that no row
 owns holds NaN, unused page-table entries hold garbage ids, lengths are ragged and may be zero.
+Arenas of states likewise hold NaN where no row reads, and write slots differ from read slots.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from baton_kernels.paging import PagedRows
+from baton_kernels.states import NO_STATE, StateRows
 
 Inputs = tuple[tuple[object, ...], dict[str, object]]
 _GARBAGE_PAGE = 2**31 - 7
@@ -50,6 +52,24 @@ def paged_rows(
     return cache, PagedRows(starts, torch.tensor(contexts, dtype=torch.int32), tables, page_size)
 
 
+def state_rows(seed: int, lengths: list[int], shape: tuple[int, ...]) -> tuple[Tensor, StateRows]:
+    """States [slots, *shape] of one layer inside a larger arena, and rows of them.
+
+    Of four rows one starts from zeros and one reads and writes the same slot.
+    """
+    generator = _random(seed)
+    batch = len(lengths)
+    slots = torch.randperm(2 * batch + 2, generator=generator, dtype=torch.int32)
+    reads, writes = slots[:batch].clone(), slots[batch : 2 * batch].clone()
+    arena = torch.full((len(slots), 3, *shape), float("nan"))
+    state = arena[:, 1]
+    state[reads.long()] = torch.randn(batch, *shape, generator=generator)
+    writes[1::4] = reads[1::4]
+    reads[2::4] = NO_STATE
+    starts = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    return state, StateRows(starts, reads, writes)
+
+
 def _linear(seed: int, dtype: torch.dtype = torch.float32, tokens: int = 5) -> Inputs:
     g = _random(seed)
     x, weight = torch.randn(tokens, 48, generator=g), torch.randn(40, 48, generator=g) / 7
@@ -67,6 +87,18 @@ def _add_rms_norm(seed: int, dtype: torch.dtype = torch.float32, tokens: int = 5
     (x, weight, eps), _ = _rms_norm(seed, dtype, tokens)
     residual = torch.randn(tokens, 64, generator=_random(seed + 1)).to(dtype)
     return (x, residual, weight, eps), {}
+
+
+def _gated_rms_norm(seed: int, dtype: torch.dtype = torch.float32, tokens: int = 5) -> Inputs:
+    g = _random(seed)
+    x, gate = (torch.randn(tokens, 3, 16, generator=g).to(dtype) for _ in range(2))
+    return (x, gate, torch.randn(16, generator=g).to(dtype), 1e-6), {}
+
+
+def _sigmoid_mul(seed: int, dtype: torch.dtype = torch.float32, tokens: int = 5) -> Inputs:
+    g = _random(seed)
+    x, gate = torch.randn(tokens, 32, generator=g), torch.randn(tokens, 32, generator=g)
+    return (x.to(dtype), (gate[:, :1] if seed % 2 else gate).to(dtype)), {}
 
 
 def _silu_mul(seed: int, dtype: torch.dtype = torch.float32, tokens: int = 5) -> Inputs:
@@ -196,11 +228,51 @@ def _moe_experts_clamped(
     return (x, weights, experts, gate_up, inner_bias, down, outer_bias, first, 1.7, 0.8), {}
 
 
+def _conv_prefill(
+    seed: int, dtype: torch.dtype = torch.float32, lengths: list[int] | None = None
+) -> Inputs:
+    g = _random(seed + 1)
+    lengths = _ragged(seed, 5) if lengths is None else lengths
+    state, rows = state_rows(seed, lengths, (12, 3))
+    x = torch.randn(sum(lengths), 12, generator=g).to(dtype)
+    return (x, (torch.randn(12, 4, generator=g) / 2).to(dtype), state, rows), {}
+
+
+def _conv_decode(seed: int, dtype: torch.dtype = torch.float32, batch: int = 5) -> Inputs:
+    return _conv_prefill(seed, dtype, [1] * batch)
+
+
+def _delta_gates(seed: int, dtype: torch.dtype = torch.float32, tokens: int = 7) -> Inputs:
+    g = _random(seed)
+    a, b = (torch.randn(tokens, 4, generator=g).to(dtype) for _ in range(2))
+    return (a, b, torch.randn(4, generator=g), torch.randn(4, generator=g)), {}
+
+
+def _delta_prefill(
+    seed: int, dtype: torch.dtype = torch.float32, lengths: list[int] | None = None
+) -> Inputs:
+    g = _random(seed + 1)
+    lengths = [*_ragged(seed, 3), 0, 150] if lengths is None else lengths
+    tokens = sum(lengths)
+    state, rows = state_rows(seed, lengths, (4, 12, 10))
+    q, k = (torch.randn(tokens, 2, 12, generator=g).to(dtype) for _ in range(2))
+    v = torch.randn(tokens, 4, 10, generator=g).to(dtype)
+    # From heads that keep nearly all to heads that forget within a few tokens.
+    decay = -torch.rand(tokens, 4, generator=g) * torch.tensor([0.01, 0.2, 1.0, 4.0])
+    return (q, k, v, decay, torch.rand(tokens, 4, generator=g), state, rows), {}
+
+
+def _delta_decode(seed: int, dtype: torch.dtype = torch.float32, batch: int = 5) -> Inputs:
+    return _delta_prefill(seed, dtype, [1] * batch)
+
+
 GENERATORS: dict[str, Callable[..., Any]] = {
     "linear": _linear,
     "rms_norm": _rms_norm,
     "add_rms_norm": _add_rms_norm,
+    "gated_rms_norm": _gated_rms_norm,
     "silu_mul": _silu_mul,
+    "sigmoid_mul": _sigmoid_mul,
     "embedding": _embedding,
     "rotary_table": _rotary_table,
     "rotate": _rotate,
@@ -213,4 +285,9 @@ GENERATORS: dict[str, Callable[..., Any]] = {
     "route_softmax": _route_softmax,
     "moe_experts": _moe_experts,
     "moe_experts_clamped": _moe_experts_clamped,
+    "conv_decode": _conv_decode,
+    "conv_prefill": _conv_prefill,
+    "delta_gates": _delta_gates,
+    "delta_decode": _delta_decode,
+    "delta_prefill": _delta_prefill,
 }

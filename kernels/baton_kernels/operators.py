@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from baton_kernels import generators
-from baton_kernels.reference import dense, gqa, mla, moe
+from baton_kernels.reference import delta, dense, gqa, mla, moe
 from baton_kernels.registry import Operator
 
 linear = Operator(dense.linear)
 rms_norm = Operator(dense.rms_norm)
 add_rms_norm = Operator(dense.add_rms_norm)
+gated_rms_norm = Operator(dense.gated_rms_norm)
 silu_mul = Operator(dense.silu_mul)
+sigmoid_mul = Operator(dense.sigmoid_mul)
 embedding = Operator(dense.embedding)
 rotary_table = Operator(dense.rotary_table)
 rotate = Operator(dense.rotate)
@@ -24,6 +26,11 @@ route_sigmoid = Operator(moe.route_sigmoid)
 route_softmax = Operator(moe.route_softmax)
 moe_experts = Operator(moe.moe_experts)
 moe_experts_clamped = Operator(moe.moe_experts_clamped)
+conv_decode = Operator(delta.conv_decode)
+conv_prefill = Operator(delta.conv_prefill)
+delta_gates = Operator(delta.delta_gates)
+delta_decode = Operator(delta.delta_decode)
+delta_prefill = Operator(delta.delta_prefill)
 
 OPERATORS: dict[str, Operator[..., Any]] = {
     operator.name: operator
@@ -31,7 +38,9 @@ OPERATORS: dict[str, Operator[..., Any]] = {
         linear,
         rms_norm,
         add_rms_norm,
+        gated_rms_norm,
         silu_mul,
+        sigmoid_mul,
         embedding,
         rotary_table,
         rotate,
@@ -44,6 +53,11 @@ OPERATORS: dict[str, Operator[..., Any]] = {
         route_softmax,
         moe_experts,
         moe_experts_clamped,
+        conv_decode,
+        conv_prefill,
+        delta_gates,
+        delta_decode,
+        delta_prefill,
     )
 }
 

@@ -12,7 +12,13 @@ from baton_kernels.operators import (
     OPERATORS,
     add_rms_norm,
     cache_write,
+    conv_decode,
+    conv_prefill,
+    delta_decode,
+    delta_gates,
+    delta_prefill,
     embedding,
+    gated_rms_norm,
     gqa_decode,
     gqa_prefill,
     linear,
@@ -25,6 +31,7 @@ from baton_kernels.operators import (
     rotate,
     route_sigmoid,
     route_softmax,
+    sigmoid_mul,
     silu_mul,
 )
 
@@ -32,7 +39,13 @@ __all__ = [
     "OPERATORS",
     "add_rms_norm",
     "cache_write",
+    "conv_decode",
+    "conv_prefill",
+    "delta_decode",
+    "delta_gates",
+    "delta_prefill",
     "embedding",
+    "gated_rms_norm",
     "gqa_decode",
     "gqa_prefill",
     "linear",
@@ -45,6 +58,7 @@ __all__ = [
     "rotate",
     "route_sigmoid",
     "route_softmax",
+    "sigmoid_mul",
     "silu_mul",
 ]
 

@@ -1,7 +1,7 @@
 """Placements, the compiler that turns them into collectives, and the model families."""
 
-from baton_modeling.batch import ForwardBatch
-from baton_modeling.cache import CacheGroup, CacheLayout
+from baton_modeling.batch import ForwardBatch, StateSlots
+from baton_modeling.cache import CacheGroup, CacheLayout, GroupKind
 from baton_modeling.checkpoint import Progress
 from baton_modeling.communicators import Communicator, CountingComm, GlooComm, SingleComm
 from baton_modeling.compiler.explain import Explanation
@@ -30,6 +30,7 @@ __all__ = [
     "Explanation",
     "ForwardBatch",
     "GlooComm",
+    "GroupKind",
     "Lockstep",
     "Mesh",
     "MeshError",
@@ -38,6 +39,7 @@ __all__ = [
     "Progress",
     "ReplicaMismatch",
     "SingleComm",
+    "StateSlots",
     "WeightError",
     "explain_checkpoint",
     "fingerprint",

@@ -10,9 +10,10 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from baton_kernels import Operator, PagedRows, Site, Verdict
-from baton_modeling.batch import ForwardBatch
+from baton_kernels import Operator, PagedRows, Site, StateRows, Verdict
+from baton_modeling.batch import ForwardBatch, StateSlots
 from baton_modeling.mesh import Mesh
+from baton_modeling.weights import WeightError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -27,12 +28,12 @@ class CacheView:
         self._tensor: Tensor | None = None
 
     def attach(self, arena: Tensor) -> None:
-        """Take the layer's part of ``arena`` [pages, layers, page_size, width]."""
+        """Take the layer's part of ``arena`` [pages, layers, entries, width]."""
         self._tensor = arena[:, self.layer]
 
     @property
     def tensor(self) -> Tensor:
-        """[pages, page_size, width]."""
+        """[pages, entries, width]; a page of states has one entry."""
         if self._tensor is None:
             raise RuntimeError("the model has no cache yet; call bind_cache() before forward()")
         return self._tensor
@@ -66,8 +67,14 @@ class Binding:
         return view
 
     def local(self, size: int, axis: str) -> int:
-        """``size`` items cut over ``axis``: how many are this rank's."""
-        return size // self.mesh.axis(axis).size
+        """``size`` items cut over ``axis``: how many are this rank's. WeightError if uneven."""
+        ranks = self.mesh.axis(axis).size
+        if size % ranks:
+            raise WeightError(
+                f"{size} heads or rows cannot be cut evenly over the {ranks} ranks of mesh axis "
+                f"{axis}; choose a size of {axis} that divides {size}"
+            )
+        return size // ranks
 
 
 class Step:
@@ -104,6 +111,24 @@ class Step:
         """``tokens`` or ``logit_rows`` of every data-parallel group, in the axis's order."""
         batch = self.batch
         return batch.group_tokens if what == "tokens" else batch.group_logit_rows
+
+    @cached_property
+    def _states(self) -> StateSlots:
+        if self.batch.states is None:
+            raise ValueError("this model keeps recurrent states, but the batch names none")
+        return self.batch.states
+
+    @cached_property
+    def decode_states(self) -> StateRows:
+        """The states of the rows with one token each."""
+        n, states = self.decode_rows, self._states
+        return StateRows(self.batch.query_starts[: n + 1], states.reads[:n], states.writes[:n])
+
+    @cached_property
+    def prefill_states(self) -> StateRows:
+        """The states of the prompt chunks."""
+        n, states = self.decode_rows, self._states
+        return StateRows(self.batch.query_starts[n:] - n, states.reads[n:], states.writes[n:])
 
     @cached_property
     def write_pages(self) -> Tensor:

@@ -72,7 +72,7 @@ class CompiledModel:
         return list(self._binding.choices.values())
 
     def bind_cache(self, arenas: Mapping[str, Tensor]) -> None:
-        """Use these arenas, one per cache group: [num_pages, layers, page_size, entry_width].
+        """Use these arenas, one per cache group: [num_pages, layers, entries, entry_width].
 
         ValueError names the group whose arena is missing or of another shape or dtype.
         """
@@ -163,14 +163,13 @@ def load_model(
     family = build_family(description, dtype)
     lowered = compile_graph(family.graph, mesh, dtype.itemsize, options.costs)
     binding = Binding(torch.device(device), dtype, mesh, page_size, kernels)
-    declared = {
-        source.name
-        for application in family.graph.applications
-        for weight in application.module.weights().values()
-        for group in weight.parts
-        for source in group
-    }
     with CheckpointReader(description.path, progress, family.block) as reader:
+        declared = {
+            name
+            for application in family.graph.applications
+            for weight in application.module.weights().values()
+            for name in reader.stored(weight).names
+        }
         reader.expected = len(declared)
         reader.refuse_unread(family.skipped, declared)
         program = emit(

@@ -46,16 +46,18 @@ MESHES = {
 
 @pytest.mark.parametrize("costs", [ALWAYS_GATHER, ALWAYS_DISPATCH], ids=["gather", "dispatch"])
 @pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES)
+@pytest.mark.parametrize("variant", ["deepseek_v3", "qwen3_next"])
 def test_groups_with_uneven_and_empty_batches(
-    deepseek_checkpoint: Path, mesh: Mesh, costs: CostTable
+    make_checkpoint: Callable[..., Path], variant: str, mesh: Mesh, costs: CostTable
 ) -> None:
-    expected = expected_logits(deepseek_checkpoint)
+    checkpoint = make_checkpoint(variant)
+    expected = expected_logits(checkpoint)
     lockstep = Lockstep(mesh)
     options = Options(costs=costs)
 
     def rank(index: int) -> tuple[list[Tensor], CountingComm, CompiledModel]:
         comm = CountingComm(lockstep.comm(index))
-        model = load(deepseek_checkpoint, mesh.at(index), comm, options)
+        model = load(checkpoint, mesh.at(index), comm, options)
         return run_group(model, mesh.axis("dp").coordinate(index)), comm, model
 
     counted: Counter[tuple[str, str]] = Counter()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +43,14 @@ def run_ranks(case: str, checkpoint: Path, directory: Path) -> list[Any]:
 
 
 @pytest.mark.timeout(180)
-def test_tensor_parallel_processes_equal_one(deepseek_checkpoint: Path, tmp_path: Path) -> None:
-    model = load_model(deepseek_checkpoint, page_size=PAGE_SIZE)
+@pytest.mark.parametrize("variant", ["deepseek_v3", "qwen3_next"])
+def test_tensor_parallel_processes_equal_one(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, variant: str
+) -> None:
+    checkpoint = make_checkpoint(variant)
+    model = load_model(checkpoint, page_size=PAGE_SIZE)
     expected = Driver(model).prefill(Row(PROMPT), CHUNKS)
-    for result in run_ranks("tp2", deepseek_checkpoint, tmp_path):
+    for result in run_ranks("tp2", checkpoint, tmp_path):
         assert (result["logits"] - expected).abs().max() <= 1e-4
         assert result["continuation"] == Driver(model).generate(PROMPT, 16)
 

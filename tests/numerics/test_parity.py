@@ -33,6 +33,9 @@ VARIANTS = [
     "minimax_m2",
     "gpt_oss",
     "deepseek_v2",
+    "qwen3_next",
+    "qwen3_5",
+    "qwen3_5_moe",
 ]
 # Other values of config fields: one mixed run and greedy continuations each.
 OPTIONS = [
@@ -164,9 +167,11 @@ def test_a_prefix_in_the_cache(model: CompiledModel, oracle: Oracle) -> None:
     driver = Driver(model)
     shared = tokens(1, 6 * PAGE_SIZE)
     first, second = Row(shared + tokens(2, 20)), Row(shared + tokens(3, 33))
-    driver.prefill(first, [len(first.tokens)])
-    second.pages = first.pages[:6]
+    driver.prefill(first, [len(shared)])
+    first.kept.add(first.state)
+    second.pages, second.state, second.kept = first.pages[:6], first.state, first.kept
     second.computed = len(shared)
+    driver.prefill(first, [20])
     logits = driver.prefill(second, [20, 13])
     check(logits, oracle.logits(second.tokens)[len(shared) :])
 
@@ -183,6 +188,9 @@ def test_pages_moved_to_another_pool(model: CompiledModel, checkpoint: Path) -> 
     for page in row.pages:
         moved.pages.append(target.free.pop())
         target.arenas["full"][moved.pages[-1]] = source.arenas["full"][page]
+    for group in target.stateful:
+        moved.state = target.free_states.pop()
+        target.arenas[group][moved.state] = source.arenas[group][row.state]
     while len(moved.tokens) < len(prompt) + 12:
         (logits,) = target.step([(moved, 1)], False)
         moved.tokens.append(int(logits[-1].argmax()))
@@ -204,8 +212,9 @@ def test_a_poisoned_request_stays_alone(model: CompiledModel, oracle: Oracle) ->
     sick, well, chunk = Row(tokens(1, 30)), Row(tokens(2, 41)), Row(tokens(3, 25))
     driver.prefill(sick, [29])
     driver.prefill(well, [40])
-    for arena in driver.arenas.values():
-        arena[sick.pages[1]] = float("nan")
+    driver.arenas["full"][sick.pages[1]] = float("nan")
+    for group in driver.stateful:
+        driver.arenas[group][sick.state] = float("nan")
     poisoned, decoded, prefilled = driver.step([(sick, 1), (well, 1), (chunk, 25)])
     assert poisoned.isnan().all()
     check(decoded, oracle.logits(well.tokens)[40:])
@@ -224,11 +233,14 @@ MESHES = {
 
 CASES = [
     *(pytest.param("deepseek_v3", mesh, id=f"deepseek_v3-{name}") for name, mesh in MESHES.items()),
+    *(pytest.param("qwen3_next", mesh, id=f"qwen3_next-{name}") for name, mesh in MESHES.items()),
     *(
         pytest.param(variant, MESHES["tp2"], id=f"{variant}-tp2")
         for variant in ("llama", "qwen2", "qwen3", "qwen3_moe", "minimax_m2", "deepseek_v2")
     ),
     pytest.param("gpt_oss", MESHES["moe-tp2-ep2-attn-tp2"], id="gpt_oss-moe-tp2-ep2"),
+    pytest.param("qwen3_5", MESHES["tp2"], id="qwen3_5-tp2"),
+    pytest.param("qwen3_5_moe", MESHES["ep2"], id="qwen3_5_moe-ep2"),
 ]
 
 
@@ -273,13 +285,29 @@ def test_declared_replicas_are_equal(deepseek_checkpoint: Path) -> None:
     group.run(rank)
 
 
+@pytest.mark.parametrize("variant", ["qwen3_next", "qwen3_5", "qwen3_5_moe"])
+def test_hybrids_in_bfloat16(make_checkpoint: Callable[..., Path], variant: str) -> None:
+    """Against transformers in float32; chunks and decode, states changing their slots.
+
+    The median, since an expert that is chosen by a hair's breadth moves single tokens in any dtype.
+    """
+    checkpoint, prompt = make_checkpoint(variant), tokens(2, 160)
+    narrow = load_model(checkpoint, page_size=PAGE_SIZE, dtype=torch.bfloat16)
+    actual = Driver(narrow).prefill(Row(prompt), [100, 30] + [1] * 30)
+    expected = Oracle(checkpoint).logits(prompt)
+    cosine = torch.nn.functional.cosine_similarity(actual, expected, dim=-1)
+    assert cosine.median() >= 0.999
+
+
 def test_bfloat16_stays_close(checkpoint: Path, model: CompiledModel) -> None:
     prompt = tokens(2, 60)
     wide, narrow = model, load_model(checkpoint, page_size=PAGE_SIZE, dtype=torch.bfloat16)
     expected = Driver(wide).prefill(Row(prompt), [60])
     actual = Driver(narrow).prefill(Row(prompt), [40, 20])
     cosine = torch.nn.functional.cosine_similarity(actual, expected, dim=-1)
-    # Rounding may pick another expert for a token of a mixture; most tokens keep theirs.
-    mixture = any("expert" in field for field in wide.config.config)
-    assert (cosine.median() if mixture else cosine.min()) >= 0.999
+    # Rounding may pick another expert for a token of a mixture, and a recurrent state keeps what
+    # it once rounded; most tokens are as close as those of the other families.
+    fields = wide.config.config
+    moves = any("expert" in field or field.startswith("linear_") for field in fields)
+    assert (cosine.median() if moves else cosine.min()) >= 0.999
     assert narrow.fingerprint != wide.fingerprint

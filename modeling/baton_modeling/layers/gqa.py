@@ -13,6 +13,7 @@ from baton_kernels import ops
 from baton_modeling.binding import Binding, Step
 from baton_modeling.cache import CacheGroup, CacheLayout
 from baton_modeling.graph import Compute, Module, Signature
+from baton_modeling.layers.norm import NormWeight
 from baton_modeling.mesh import Mesh
 from baton_modeling.placements import OWN_TOKENS, Shard
 from baton_modeling.weights import Weight
@@ -30,10 +31,15 @@ class HeadShape:
 
 def head_cache(shape: HeadShape, layers: int, mesh: Mesh, dtype: torch.dtype) -> CacheLayout:
     """The cache of ``layers`` layers on one rank: keys and values of its heads, one group."""
+    return CacheLayout((head_group(shape, layers, mesh, dtype),))
+
+
+def head_group(shape: HeadShape, layers: int, mesh: Mesh, dtype: torch.dtype) -> CacheGroup:
+    """The group of attention layers among others."""
     ranks = mesh.axis("attn_tp").size
     width = 2 * shape.kv_heads * shape.size // ranks
     alone = ranks == 1 and mesh.axis("dp").size == 1
-    return CacheLayout((CacheGroup("full", layers, width, dtype, replicated=alone),))
+    return CacheGroup("full", layers, width, dtype, replicated=alone)
 
 
 class HeadNorm(Module):
@@ -41,8 +47,18 @@ class HeadNorm(Module):
 
     rowwise = True
 
-    def __init__(self, name: str, heads: int, size: int, eps: float, axis: str = "attn_tp"):
+    def __init__(
+        self,
+        name: str,
+        heads: int,
+        size: int,
+        eps: float,
+        axis: str = "attn_tp",
+        *,
+        zero_centred: bool = False,
+    ) -> None:
         self.name, self.heads, self.size, self.eps, self.axis = name, heads, size, eps, axis
+        self.weight = NormWeight(name, size, zero_centred)
 
     def signature(self) -> Signature:
         return Signature(({self.axis: Shard(1)},), ({self.axis: Shard(1)},))
@@ -51,13 +67,33 @@ class HeadNorm(Module):
         return (self.heads * self.size,)
 
     def weights(self) -> Mapping[str, Weight]:
-        return {"weight": Weight.of(f"{self.name}.weight", self.size)}
+        return self.weight.declared()
 
     def bind(self, binding: Binding, weights: Mapping[str, Tensor]) -> Compute:
         norm = binding.operator(ops.rms_norm, hidden=self.size)
-        weight, eps, size = weights["weight"], self.eps, self.size
+        weight, eps, size = self.weight.loaded(weights), self.eps, self.size
         heads = binding.local(self.heads, self.axis)
         return lambda step, x: norm(x.reshape(-1, heads, size), weight, eps).flatten(1)
+
+
+class SigmoidGate(Module):
+    """``x * sigmoid(gate)``, both cut by heads: attention with an output gate."""
+
+    rowwise = True
+
+    def __init__(self, name: str, width: int, axis: str = "attn_tp") -> None:
+        self.name, self.width, self.axis = name, width, axis
+
+    def signature(self) -> Signature:
+        heads = {self.axis: Shard(1)}
+        return Signature((heads, heads), (heads,))
+
+    def features(self) -> tuple[int, ...]:
+        return (self.width,)
+
+    def bind(self, binding: Binding, weights: Mapping[str, Tensor]) -> Compute:
+        gated = binding.operator(ops.sigmoid_mul)
+        return lambda step, x, gate: gated(x, gate)
 
 
 class GroupedAttention(Module):

@@ -141,19 +141,28 @@ class Experts(Module):
         return (self.hidden,)
 
     def weights(self) -> Mapping[str, Weight]:
-        def stack(shape: tuple[int, int], dim: int, *parts: str) -> Weight:
-            groups = tuple(
-                tuple(Source(f"{self.name}.{e}.{part}.weight", shape) for part in parts)
-                for e in range(self.experts)
-            )
-            cut = (("moe_tp", Shard(dim)),)
-            return Weight(groups, cut, stacked=True, stack_axis="ep")
-
         gate, up, down = self.parts
         return {
-            "gate_up": stack((self.inner, self.hidden), 0, gate, up),
-            "down": stack((self.hidden, self.inner), 1, down),
+            "gate_up": self._stack((self.inner, self.hidden), 0, "gate_up_proj", gate, up),
+            "down": self._stack((self.hidden, self.inner), 1, "down_proj", down),
         }
+
+    def _stack(self, shape: tuple[int, int], dim: int, fused: str, *parts: str) -> Weight:
+        """Expert by expert, or all experts in one tensor, as transformers 5 keeps them."""
+        groups = tuple(
+            tuple(Source(f"{self.name}.{e}.{part}.weight", shape) for part in parts)
+            for e in range(self.experts)
+        )
+        rows = shape[0]
+        whole = (self.experts, rows * len(parts), shape[1])
+        sources = tuple(
+            Source(f"{self.name}.{fused}", whole, (1, i * rows, rows)) for i in range(len(parts))
+        )
+        cut = (("ep", Shard(0)), ("moe_tp", Shard(dim + 1)))
+        together = Weight((sources,), cut, join=1)
+        return Weight(
+            groups, (("moe_tp", Shard(dim)),), stacked=True, stack_axis="ep", otherwise=together
+        )
 
     def bind(self, binding: Binding, weights: Mapping[str, Tensor]) -> Compute:
         gate_up, down = weights["gate_up"], weights["down"]

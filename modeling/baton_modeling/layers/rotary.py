@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,21 +59,26 @@ _KNOWN = {
 }
 
 
-def parse_rope(config: Mapping[str, Any]) -> Rope:
+def parse_rope(
+    config: Mapping[str, Any], partial: float = 1.0, without_meaning: Collection[str] = ()
+) -> Rope:
     """Rotary parameters of a config in the published or in transformers 5's form.
 
+    partial: part of a head that is rotated when the config does not say.
+    without_meaning: fields that change nothing where this model is used.
     Raises CheckpointError naming the kind or field that is not supported.
     """
     fields = config.get("rope_parameters") or config.get("rope_scaling") or {}
     theta = float(fields.get("rope_theta") or config.get("rope_theta") or 10000.0)
     kind = fields.get("rope_type") or fields.get("type") or "default"
-    unknown = sorted(set(fields) - _KNOWN)
+    unknown = sorted(set(fields) - _KNOWN - set(without_meaning))
     if unknown:
         raise CheckpointError(f"rope parameters {', '.join(unknown)} are not supported")
-    partial = fields.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
+    stated = fields.get("partial_rotary_factor") or config.get("partial_rotary_factor")
+    partial = float(stated or partial)
     if kind in ("default", "dynamic"):
         # Dynamic NTK only changes positions past max_position_embeddings, which are not served.
-        return Rope(theta, partial=float(partial))
+        return Rope(theta, partial=partial)
     if kind not in ("linear", "yarn", "llama3"):
         raise CheckpointError(
             f"rope type {kind!r} is not supported; default, linear, dynamic, yarn and llama3 are"
@@ -97,7 +102,7 @@ def parse_rope(config: Mapping[str, Any]) -> Rope:
         bool(fields.get("truncate", True)),
         float(fields.get("low_freq_factor") or 1.0),
         float(fields.get("high_freq_factor") or 4.0),
-        float(partial),
+        partial,
     )
 
 
