@@ -11,7 +11,7 @@ from torch import Tensor
 
 from baton_kernels import ops
 from baton_modeling.binding import Binding, Step
-from baton_modeling.cache import CacheGroup, CacheLayout
+from baton_modeling.cache import CacheGroup, CacheLayout, entry_group
 from baton_modeling.graph import Compute, Module, Signature
 from baton_modeling.layers.norm import NormWeight
 from baton_modeling.mesh import Mesh
@@ -39,7 +39,7 @@ def head_group(shape: HeadShape, layers: int, mesh: Mesh, dtype: torch.dtype) ->
     ranks = mesh.axis("attn_tp").size
     width = 2 * shape.kv_heads * shape.size // ranks
     alone = ranks == 1 and mesh.axis("dp").size == 1
-    return CacheGroup("full", layers, width, dtype, replicated=alone)
+    return entry_group("full", layers, width, dtype, replicated=alone)
 
 
 class HeadNorm(Module):
@@ -140,8 +140,9 @@ class GroupedAttention(Module):
         cache = binding.cache(self.group, self.layer)
         sizes = {"heads": heads, "kv_heads": kv_heads, "head_size": size}
         sizes |= {"window": self.window, "sinks": int(self.sinks)}
+        sizes |= {"converts": int(binding.converts_cache)}
         rotate = binding.operator(ops.rotate)
-        write = binding.operator(ops.cache_write)
+        write = binding.cache_write((kv_heads * size, kv_heads * size))
         attend_one = binding.operator(ops.gqa_decode, None, **sizes)
         attend_chunk = binding.operator(ops.gqa_prefill, None, **sizes)
 
