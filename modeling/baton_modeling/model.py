@@ -131,7 +131,9 @@ def explain_checkpoint(
     Raises CheckpointError, MeshError, CompileError or WeightError as load_model would.
     """
     mesh = mesh or tensor_parallel_mesh(tp)
-    graph = build_family(read_model_description(checkpoint), dtype).graph
+    family = build_family(read_model_description(checkpoint), dtype)
+    family.cache(mesh)  # refuses heads that cannot be cut
+    graph = family.graph
     for application in graph.applications:
         for weight in application.module.weights().values():
             weight.local(mesh)  # refuses sizes that cannot be cut

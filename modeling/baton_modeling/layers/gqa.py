@@ -16,7 +16,7 @@ from baton_modeling.graph import Compute, Module, Signature
 from baton_modeling.layers.norm import NormWeight
 from baton_modeling.mesh import Mesh
 from baton_modeling.placements import OWN_TOKENS, Shard
-from baton_modeling.weights import Weight
+from baton_modeling.weights import Weight, even_slice
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ def head_cache(shape: HeadShape, layers: int, mesh: Mesh, dtype: torch.dtype) ->
 def head_group(shape: HeadShape, layers: int, mesh: Mesh, dtype: torch.dtype) -> CacheGroup:
     """The group of attention layers among others."""
     ranks = mesh.axis("attn_tp").size
+    even_slice(shape.kv_heads, "attn_tp", mesh, "attention", "the number of key/value heads")
     width = 2 * shape.kv_heads * shape.size // ranks
     alone = ranks == 1 and mesh.axis("dp").size == 1
     return entry_group("full", layers, width, dtype, replicated=alone)
