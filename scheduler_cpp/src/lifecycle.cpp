@@ -35,8 +35,8 @@ std::string Config::problem() const {
              " tokens: must be from 1 to 2^30 - 1";
     }
     if (!window && group.tokens % page_size != 0) {
-      return name + " has a snapshot every " + tokens + " tokens: must be a multiple of page_size (" +
-             std::to_string(page_size) + ")";
+      return name + " has a snapshot every " + tokens +
+             " tokens: must be a multiple of page_size (" + std::to_string(page_size) + ")";
     }
     const std::size_t least = group.least_pages(page_size);
     if (group.pages < least || group.pages > 0x3fffffff) {

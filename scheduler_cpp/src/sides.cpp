@@ -6,6 +6,12 @@
 
 namespace baton {
 
+std::size_t Config::state_groups() const {
+  return static_cast<std::size_t>(
+      std::count_if(side_groups.begin(), side_groups.end(),
+                    [](const SideGroup& group) { return group.keeps == Retention::kState; }));
+}
+
 std::size_t Config::snapshot_interval() const {
   std::size_t interval = 0;
   for (const SideGroup& group : side_groups) {
@@ -64,8 +70,7 @@ void Scheduler::match_sides(Sequence& sequence, PageTable& pages) {
       pages.sides().states.emplace_back(*side, boundary ? take(boundary - 1) : std::nullopt);
       continue;
     }
-    const std::size_t first =
-        group.first_needed(boundary * config_.page_size, config_.page_size);
+    const std::size_t first = group.first_needed(boundary * config_.page_size, config_.page_size);
     // A chunk needs pages for all its tokens, on top of the window's.
     const std::size_t room = group.least_pages(config_.page_size) + 1 +
                              pages_for(config_.max_chunk_tokens, config_.page_size);

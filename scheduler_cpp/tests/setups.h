@@ -56,9 +56,8 @@ inline Setup random_setup(Random& random) {
   while (beside && setup.config.side_groups.size() < 2 && random.below(3)) {
     SideGroup group;
     group.keeps = random.below(2) ? Retention::kState : Retention::kWindow;
-    group.tokens = group.keeps == Retention::kState
-                       ? setup.config.page_size * (1 + random.below(3))
-                       : 1 + random.below(9);
+    group.tokens = group.keeps == Retention::kState ? setup.config.page_size * (1 + random.below(3))
+                                                    : 1 + random.below(9);
     group.pages = group.least_pages(setup.config.page_size) + random.below(6);
     setup.config.side_groups.push_back(group);
   }

@@ -15,10 +15,9 @@ void World::take_side_plan() {
     if (table.size() <= index) table.resize(index + 1, -1);
     table[index] = delta.page;
   }
-  const auto states = static_cast<std::size_t>(
-      std::count_if(setup_.config.side_groups.begin(), setup_.config.side_groups.end(),
-                    [](const SideGroup& group) { return group.keeps == Retention::kState; }));
-  if (plan.state_pages.size() != plan.rows.size() * states) fail("rows and states differ in length");
+  if (plan.state_pages.size() != plan.rows.size() * setup_.config.state_groups()) {
+    fail("rows and states differ in length");
+  }
 }
 
 namespace {
@@ -54,30 +53,34 @@ void World::check_side_writers() {
   const auto at = [this](std::size_t group, const Row& row, std::size_t position) {
     return page_at(group, row, position);
   };
-  for_each_written(setup_.config, plan, at, [&](std::size_t group, std::size_t i,
-                                                std::int32_t page) {
-    if (page < 0) return fail("a row writes where it has no page beside full attention");
-    int holders = 0;
-    for (std::size_t a = 0; a < requests_.size(); ++a) {
-      for (const std::int32_t held : scheduler_.pages_of(a + 1, group)) holders += held == page;
-    }
-    if (holders != 1) fail("a row writes a side page of " + std::to_string(holders) + " holders");
-    for (const LeaseSeen& lease : leases_) {
-      if (lease.group == group && lease.deadline >= now_ &&
-          std::count(lease.pages.begin(), lease.pages.end(), page)) {
-        fail("a row writes a leased side page");
-      }
-    }
-    if (side(group).keeps != Retention::kState) return;
-    const std::size_t states = plan.state_pages.size() / plan.rows.size();
-    std::size_t state = 0;
-    for (std::size_t g = 1; g < group; ++g) state += side(g).keeps == Retention::kState;
-    for (std::size_t other = 0; other < plan.rows.size(); ++other) {
-      if (other != i && plan.state_pages[other * states + state].read == page) {
-        fail("a row reads the state that another row writes");
-      }
-    }
-  });
+  for_each_written(setup_.config, plan, at,
+                   [&](std::size_t group, std::size_t i, std::int32_t page) {
+                     if (page < 0)
+                       return fail("a row writes where it has no page beside full attention");
+                     int holders = 0;
+                     for (std::size_t a = 0; a < requests_.size(); ++a) {
+                       for (const std::int32_t held : scheduler_.pages_of(a + 1, group))
+                         holders += held == page;
+                     }
+                     if (holders != 1)
+                       fail("a row writes a side page of " + std::to_string(holders) + " holders");
+                     for (const LeaseSeen& lease : leases_) {
+                       if (lease.group == group && lease.deadline >= now_ &&
+                           std::count(lease.pages.begin(), lease.pages.end(), page)) {
+                         fail("a row writes a leased side page");
+                       }
+                     }
+                     if (side(group).keeps != Retention::kState) return;
+                     const std::size_t states = plan.state_pages.size() / plan.rows.size();
+                     std::size_t state = 0;
+                     for (std::size_t g = 1; g < group; ++g)
+                       state += side(g).keeps == Retention::kState;
+                     for (std::size_t other = 0; other < plan.rows.size(); ++other) {
+                       if (other != i && plan.state_pages[other * states + state].read == page) {
+                         fail("a row reads the state that another row writes");
+                       }
+                     }
+                   });
 }
 
 // A row reads, in every group, only what was written for exactly its tokens.
@@ -129,8 +132,7 @@ void World::write_sides(bool happened) {
         }
         for (std::size_t p = from; p < to; ++p) {
           if (page_at(group, row, p) != page) continue;
-          content(group, page)[p % setup_.config.page_size] =
-              happened ? request.tags[p] : kGarbage;
+          content(group, page)[p % setup_.config.page_size] = happened ? request.tags[p] : kGarbage;
         }
       });
 }

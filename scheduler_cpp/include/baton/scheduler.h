@@ -50,6 +50,7 @@ struct Config {
   Micros hold_us = 0;
   std::vector<SideGroup> side_groups = {};  // numbered from 1
 
+  [[nodiscard]] std::size_t state_groups() const;
   // Tokens between snapshots that every state group takes; 0 without state groups.
   [[nodiscard]] std::size_t snapshot_interval() const;
   // What is wrong with it, naming field, value and what is allowed; empty when nothing is.
