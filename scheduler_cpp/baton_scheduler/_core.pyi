@@ -112,6 +112,7 @@ class Stats:
     """Prefilling and Decoding."""
     fetching: int
     prefilled: int
+    parked: int
     draining: int
     leases: int
     computed_tokens: int
@@ -122,6 +123,8 @@ class Stats:
     fetched_tokens: int
     """Prompt tokens that arrived from peers."""
     retractions: int
+    demotions: int
+    """Parks that ended by their deadline or gave way."""
 
 class Lease:
     id: int
@@ -170,6 +173,9 @@ class Step:
     """Lost slot and pages, keep their tokens, come back by themselves."""
     expired_requests: NDArray[np.uint64]
     """Prefilled requests held past hold_us: gone."""
+    demoted_requests: NDArray[np.uint64]
+    """Parked requests whose deadline passed, or whose pages others needed: gone. Their full pages
+    are cache from now on."""
     evicted_hashes: NDArray[np.uint8]
     """[E, 16]: left the index since the last plan; withdraw them from the directory."""
     sequence: int
@@ -202,15 +208,25 @@ class Scheduler:
         goal: Goal,
         fetch_pages: int = 0,
         priority: int = 0,
+        park_us: int = 0,
+        resumes: int | None = None,
         now_us: int,
     ) -> Admission:
         """request: a 64-bit handle that is never reused. tokens: [N], N >= 1. key: 16 bytes.
         fetch_pages: how many leading full pages peers are said to hold (GENERATE, HAND_OVER);
         AWAIT asks for everything that is missing, the partial tail page included.
         priority: 32 bits, higher goes first, also when pages are short; equal ones share fairly
-        between keys (tenants)."""
+        between keys (tenants).
+        park_us: when its turn is over (LENGTH or FLAG) it stays as Parked for so long: its pages,
+        the partial one too, are not evicted meanwhile unless others could not run without them.
+        It is told as finished all the same. Not for HAND_OVER.
+        resumes: a parked request whose session this one goes on. Its park ends when this one is
+        admitted; if it is gone already, nothing but its pages is lost."""
     def cancel(self, request: int) -> Reply:
-        """Frees at once, or keeps the pages as Draining until step and fetch have let go."""
+        """Frees at once, or keeps the pages as Draining until step and fetch have let go. Ends a
+        park."""
+    def renew_park(self, request: int, deadline_us: int) -> Reply:
+        """A Parked request is kept until deadline_us instead. REJECTED while its turn runs."""
     def plan(self, now_us: int) -> Step:
         """Also expires leases and holds. ValueError while a step with rows is in flight."""
     def complete(

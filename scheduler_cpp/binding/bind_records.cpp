@@ -108,13 +108,15 @@ void bind_records(nb::module_& m) {
       .def_ro("running", &Stats::running)
       .def_ro("fetching", &Stats::fetching)
       .def_ro("prefilled", &Stats::prefilled)
+      .def_ro("parked", &Stats::parked)
       .def_ro("draining", &Stats::draining)
       .def_ro("leases", &Stats::leases)
       .def_ro("computed_tokens", &Stats::computed_tokens)
       .def_ro("generated_tokens", &Stats::generated_tokens)
       .def_ro("reused_tokens", &Stats::reused_tokens)
       .def_ro("fetched_tokens", &Stats::fetched_tokens)
-      .def_ro("retractions", &Stats::retractions);
+      .def_ro("retractions", &Stats::retractions)
+      .def_ro("demotions", &Stats::demotions);
 }
 
 }  // namespace baton::binding

@@ -61,16 +61,30 @@ std::size_t count(std::int64_t value, const char* name, std::int64_t least) {
   return static_cast<std::size_t>(value);
 }
 
+// The request that is meant, 0 for none.
+RequestId session(std::optional<RequestId> request, const char* name) {
+  if (request == RequestId{0}) refuse(std::string(name) + " is 0: no request has this handle");
+  return request.value_or(0);
+}
+
 Admission submit(Scheduler& self, RequestId request, const nb::object& tokens,
                  std::int64_t max_new_tokens, const nb::bytes& key, Goal goal,
-                 std::int64_t fetch_pages, std::int32_t priority, Micros) {
+                 std::int64_t fetch_pages, std::int32_t priority, Micros park_us,
+                 std::optional<RequestId> resumes, Micros) {
   const auto ids = int32_vector(tokens, "tokens");
   if (ids.empty()) refuse("tokens is empty: a request has at least one token");
   for (const Token id : ids) {
     if (id < 0) refuse("tokens has " + std::to_string(id) + ": token ids are not negative");
   }
+  if (park_us < 0) refuse("park_us is " + std::to_string(park_us) + ": must not be negative");
+  if (park_us > 0 && goal == Goal::kHandOver) {
+    refuse("park_us is " + std::to_string(park_us) +
+           ": a HAND_OVER request has no turn to park, its pages are held for hold_us");
+  }
+  const Terms terms{
+      .priority = priority, .park_us = park_us, .resumes = session(resumes, "resumes")};
   return self.submit({request, ids, count(max_new_tokens, "max_new_tokens", 1), sip_key(key), goal,
-                      count(fetch_pages, "fetch_pages", 0), priority});
+                      count(fetch_pages, "fetch_pages", 0), terms});
 }
 
 nb::object plan(nb::handle self, Micros now) {
@@ -147,6 +161,7 @@ void bind_step(nb::module_& m) {
       .def_prop_ro("finished_reasons", plan_view<std::int32_t, 1, &Plan::finished_reasons>)
       .def_prop_ro("retracted", plan_view<std::uint64_t, 1, &Plan::retracted>)
       .def_prop_ro("expired_requests", plan_view<std::uint64_t, 1, &Plan::expired_requests>)
+      .def_prop_ro("demoted_requests", plan_view<std::uint64_t, 1, &Plan::demoted_requests>)
       .def_prop_ro("evicted_hashes", plan_view<std::uint8_t, 16, &Plan::evicted_hashes>)
       .def_prop_ro("sequence", [](const PyStep& self) { return self.step.sequence(); });
   nb::class_<PyCompletion>(m, "Completion")
@@ -174,8 +189,10 @@ void bind_scheduler(nb::module_& m) {
       .def(nb::init<const Config&>(), nb::arg("config"))
       .def("submit", submit, nb::arg("request"), nb::arg("tokens"), nb::kw_only(),
            nb::arg("max_new_tokens"), nb::arg("key"), nb::arg("goal"), nb::arg("fetch_pages") = 0,
-           nb::arg("priority") = 0, nb::arg("now_us"))
+           nb::arg("priority") = 0, nb::arg("park_us") = 0, nb::arg("resumes").none() = nb::none(),
+           nb::arg("now_us"))
       .def("cancel", &Scheduler::cancel, nb::arg("request"))
+      .def("renew_park", &Scheduler::renew_park, nb::arg("request"), nb::arg("deadline_us"))
       .def("plan", plan, nb::arg("now_us"))
       .def("complete", complete, nb::arg("step"), nb::arg("tokens"), nb::arg("flags"),
            nb::arg("now_us"))

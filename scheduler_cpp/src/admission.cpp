@@ -9,7 +9,7 @@ Record* Scheduler::next_to_admit() const {
   Record* retracted = retracted_.front();
   Record* queued = queued_.front();
   if (!retracted || !queued) return retracted ? retracted : queued;
-  return queued->priority > retracted->priority ? queued : retracted;
+  return queued->terms.priority > retracted->terms.priority ? queued : retracted;
 }
 
 // Pages that admission leaves alone so that running decodes are not retracted at once. Nothing is
@@ -72,6 +72,10 @@ Scheduler::Admitted Scheduler::admit(Record& record) {
     if (!fetches && reused < reusable && being_computed(sequence, reused)) {
       return Admitted::kBehindItsPrefix;
     }
+    // With nothing running, whoever is parked gives way to whoever can run.
+    while (running_.size() == 0 && pool_.available() < total - reused &&
+           demote_one(record.terms.resumes)) {
+    }
     if (pool_.available() < total - reused + headroom()) {
       pages.clear();
       blocked_ = Blocked{record.id, pool_.available(), plans_ + 16};
@@ -97,6 +101,7 @@ Scheduler::Admitted Scheduler::admit(Record& record) {
     }
   }
   blocked_.reset();
+  resume(record);
   announce(record, reused);
   return Admitted::kYes;
 }

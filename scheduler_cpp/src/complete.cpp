@@ -116,8 +116,8 @@ void Scheduler::stop_if_over(Record& record, RowFlag flag) {
   const Sequence& sequence = record.as<Decoding>().sequence();
   const bool finish = flag == RowFlag::kFinish;
   if (!finish && sequence.generated() < sequence.max_new_tokens) return;
-  stop<Decoding>(record, finish ? FinishReason::kFlag : FinishReason::kLength,
-                 completion_.finished_requests, completion_.finished_reasons);
+  end_turn(record, finish ? FinishReason::kFlag : FinishReason::kLength,
+           completion_.finished_requests, completion_.finished_reasons);
 }
 
 // Its logits were not numbers: what it computed is suspect, so no page that only it uses is found

@@ -58,6 +58,11 @@ inline Setup random_setup(Random& random) {
     script.fetch_pages = random.below(3) ? 0 : random.below(6);
     script.tenant = random.below(6) ? 0 : 1;
     script.priority = random.below(4) ? 0 : static_cast<std::int32_t>(random.below(3)) - 1;
+    script.park_us = random.below(3) ? 0 : 10;
+    if (i > 0 && random.below(3) == 0) {
+      script.resumes = 1 + random.below(i);
+      script.tenant = setup.scripts[script.resumes - 1].tenant;
+    }
     setup.scripts.push_back(std::move(script));
   }
   return setup;

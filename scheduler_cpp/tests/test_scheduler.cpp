@@ -28,7 +28,12 @@ struct Fixture {
 
   Admission submit(RequestId id, std::vector<Token> prompt, std::size_t max_new = 4,
                    Goal goal = Goal::kGenerate, SipKey key = kKey, std::int32_t priority = 0) {
-    return scheduler.submit({id, prompt, max_new, key, goal, 0, priority});
+    return scheduler.submit({id, prompt, max_new, key, goal, 0, {.priority = priority}});
+  }
+
+  Admission submit_on(const Terms& terms, RequestId id, std::vector<Token> prompt,
+                      std::size_t max_new = 4) {
+    return scheduler.submit({id, prompt, max_new, kKey, Goal::kGenerate, 0, terms});
   }
 
   // Plans and completes one step; the requests of its rows.
@@ -38,6 +43,7 @@ struct Fixture {
     const std::vector<RequestId> requests = plan.requests;
     retracted = plan.retracted;
     admitted = plan.admitted_requests;
+    demoted = plan.demoted_requests;
     const std::vector<Token> tokens(plan.sampling_rows, 1);
     const std::vector<std::uint8_t> flags(plan.sampling_rows, flag);
     CHECK(
@@ -48,7 +54,7 @@ struct Fixture {
 
   Scheduler scheduler;
   Micros now = 0;
-  std::vector<RequestId> retracted, admitted;
+  std::vector<RequestId> retracted, admitted, demoted;
 };
 
 std::vector<Token> counting(std::size_t n, Token from = 0) {
@@ -227,4 +233,107 @@ TEST(priority_goes_first_and_is_retracted_last) {
   }
   CHECK(f.scheduler.stats().retractions > 0);
   CHECK_EQ(f.scheduler.stats().generated_tokens, 60);
+}
+
+// ---------------------------------------------------------------- parked sessions
+
+TEST(a_parked_turn_keeps_its_pages_until_the_deadline) {
+  Fixture f(config_of(8, 2, 16));
+  f.submit_on({.park_us = 50}, 1, counting(9), 2);
+  f.step();
+  f.step();
+  CHECK_EQ(f.scheduler.state_of(1), "Parked");
+  CHECK_EQ(f.scheduler.stats().parked, 1);
+  CHECK_EQ(f.scheduler.stats().referenced_pages, 3);  // the partial one too
+  f.now += 51;
+  f.step();
+  CHECK(f.scheduler.state_of(1).empty());
+  CHECK(f.demoted == std::vector<RequestId>{1});
+  CHECK_EQ(f.scheduler.stats().cached_pages, 2);  // still found, and evictable
+  CHECK_EQ(f.scheduler.stats().free_pages, 6);
+}
+
+TEST(a_renewed_park_lasts_longer) {
+  Fixture f(config_of(8, 2, 16));
+  f.submit_on({.park_us = 50}, 1, counting(9), 1);
+  f.step();
+  CHECK_EQ(f.scheduler.renew_park(1, 500), Reply::kAccepted);
+  f.now = 400;
+  f.step();
+  CHECK_EQ(f.scheduler.state_of(1), "Parked");
+  f.now = 500;
+  f.step();
+  CHECK(f.scheduler.state_of(1).empty());
+  CHECK_EQ(f.scheduler.renew_park(1, 900), Reply::kIgnored);
+}
+
+TEST(the_next_request_of_a_session_takes_its_park_over) {
+  Fixture f(config_of(8, 2, 16));
+  f.submit_on({.park_us = 50}, 1, counting(9), 1);
+  f.step();
+  f.submit_on({.resumes = 1}, 2, counting(14), 1);
+  CHECK_EQ(f.scheduler.state_of(1), "Parked");
+  f.step();
+  CHECK(f.scheduler.state_of(1).empty());
+  CHECK(f.demoted.empty());
+  CHECK_EQ(f.scheduler.stats().reused_tokens, 8);
+}
+
+TEST(cancelling_ends_a_park) {
+  Fixture f(config_of(8, 2, 16));
+  f.submit_on({.park_us = 50}, 1, counting(9), 1);
+  f.step();
+  CHECK_EQ(f.scheduler.cancel(1), Reply::kAccepted);
+  CHECK_EQ(f.scheduler.cancel(1), Reply::kIgnored);
+  CHECK_EQ(f.scheduler.stats().referenced_pages, 0);
+}
+
+TEST(parked_sessions_give_way_before_anybody_running_does) {
+  Fixture f(config_of(8, 4, 32));
+  f.submit_on({.park_us = 1000}, 1, counting(12, 500), 1);
+  f.step();
+  f.submit_on({.park_us = 500}, 2, counting(8, 900), 1);
+  f.step();
+  CHECK_EQ(f.scheduler.stats().referenced_pages, 5);
+  f.submit(3, counting(7), 20);  // grows to 7 pages
+  std::vector<RequestId> gave_way;
+  for (int i = 0; i < 20; ++i) {
+    f.step();
+    gave_way.insert(gave_way.end(), f.demoted.begin(), f.demoted.end());
+  }
+  CHECK(gave_way == std::vector<RequestId>({2, 1}));  // first who would have expired first
+  CHECK_EQ(f.scheduler.stats().retractions, 0);
+  CHECK_EQ(f.scheduler.stats().generated_tokens, 22);
+}
+
+TEST(parked_sessions_do_not_block_an_admission_when_nothing_runs) {
+  Fixture f(config_of(8, 4, 32));
+  f.submit_on({.park_us = 1000}, 1, counting(23, 500), 1);
+  f.step();
+  f.submit(2, counting(20), 1);
+  f.step();
+  CHECK(f.demoted == std::vector<RequestId>{1});
+  CHECK_EQ(f.scheduler.stats().generated_tokens, 2);
+}
+
+TEST(admission_waits_for_those_who_run_before_it_takes_parked_pages) {
+  Fixture f(config_of(8, 4, 32));
+  f.submit_on({.park_us = 1000}, 1, counting(16, 500), 1);
+  f.step();
+  f.submit(2, counting(7), 6);
+  f.step();
+  f.submit(3, counting(16, 100), 1);
+  f.step();
+  CHECK_EQ(f.scheduler.state_of(3), "Queued");
+  CHECK_EQ(f.scheduler.state_of(1), "Parked");
+  for (int i = 0; i < 8; ++i) f.step();
+  CHECK(f.scheduler.state_of(3).empty());
+}
+
+TEST(a_poisoned_turn_is_not_parked) {
+  Fixture f(config_of(8, 2, 16));
+  f.submit_on({.park_us = 50}, 1, counting(9), 3);
+  f.step(2);
+  CHECK(f.scheduler.state_of(1).empty());
+  CHECK_EQ(f.scheduler.stats().free_pages, 8);
 }

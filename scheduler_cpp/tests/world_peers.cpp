@@ -11,7 +11,7 @@ void World::do_arrive(int a) {
   const Request& request = requests_[static_cast<std::size_t>(a)];
   for (std::size_t i = 0; i < setup_.config.page_size; ++i) {
     const std::size_t position = static_cast<std::size_t>(index) * setup_.config.page_size + i;
-    if (position >= setup_.scripts[static_cast<std::size_t>(a)].prompt.size()) break;
+    if (position >= request.prompt) break;
     contents_[static_cast<std::size_t>(page)][i] = request.tags[position];
   }
   remote_writer_[static_cast<std::size_t>(page)] = -1;
@@ -46,7 +46,7 @@ void World::do_fetch_end(int a, bool done) {
 
 void World::do_grant(int a) {
   const Request& request = requests_[static_cast<std::size_t>(a)];
-  const std::size_t prompt = setup_.scripts[static_cast<std::size_t>(a)].prompt.size();
+  const std::size_t prompt = request.prompt;
   std::vector<Digest> identities;
   Digest parent = kRoot;
   for (std::size_t at = 0; at < prompt; at += setup_.config.page_size) {
@@ -99,6 +99,10 @@ void World::do_stray(int a) {
   }
   if (scheduler_.state_of(id) != "Prefilled" && scheduler_.handed_over(id) == Reply::kAccepted) {
     fail("a stray hand-over was accepted");
+  }
+  if (!is_parked(static_cast<std::size_t>(a)) &&
+      scheduler_.renew_park(id, now_ + 9) == Reply::kAccepted) {
+    fail("a stray renewal of a park was accepted");
   }
   const Stats after = scheduler_.stats();
   if (before.free_pages != after.free_pages || before.owned_pages != after.owned_pages ||

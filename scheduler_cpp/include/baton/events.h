@@ -66,6 +66,17 @@ struct TokenSampled {
 struct Stopped {  // it has its last token, or it failed
   FinishReason reason;
 };
+struct TurnParked {  // it has its last token, and its session awaits a tool's answer
+  Micros deadline;
+};
+struct ParkSettled {  // no step has a row of it any more
+  Idle idle;
+};
+struct ParkRenewed {
+  Micros deadline;
+};
+struct Resumed {};  // the session's next request has been admitted
+struct Demoted {};  // the deadline has passed, or others need the pages
 struct Retract {
   Idle idle;
 };

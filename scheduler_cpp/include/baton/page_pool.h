@@ -46,6 +46,9 @@ class [[nodiscard]] OwnedPage {
   [[nodiscard]] SealedPage seal(const Digest& identity) &&;
   // The same for a partial page: it can be leased by its identity, but is not kept as cache.
   [[nodiscard]] SealedPage seal_tail(const Digest& identity) &&;
+  // Makes the page immutable under no identity: only who is given a reference reaches it, and it is
+  // free again with the last one.
+  [[nodiscard]] SealedPage freeze() &&;
 
  private:
   friend class PagePool;
@@ -154,6 +157,7 @@ class PagePool {
   Page& at(PageId id) { return pages_[static_cast<std::size_t>(raw(id))]; }
   const Page& at(PageId id) const { return pages_[static_cast<std::size_t>(raw(id))]; }
   SealedPage seal(PageId id, const Digest& identity, bool tail);
+  SealedPage freeze(PageId id);
   void acquire(PageId id);
   void release(PageId id);
   void free_owned(PageId id);

@@ -52,6 +52,17 @@ class [[nodiscard]] PageTable {
     sealed_.push_back(take_first_owned().seal_tail(identity));
     return sealed_.back().id();
   }
+  // Makes the first writable page immutable under no identity.
+  void freeze_next() { sealed_.push_back(take_first_owned().freeze()); }
+
+  // Gives back writable pages from index `pages` on.
+  void shrink_to(std::size_t pages) {
+    while (owned() > 0 && size() > pages) owned_.pop_back();
+    if (owned() == 0) {
+      owned_.clear();
+      first_owned_ = 0;
+    }
+  }
 
   // Writable pages are dropped first, then references from the last page to the first, so that a
   // prefix outlives its continuations in the cache.

@@ -57,6 +57,7 @@ struct Plan {
   std::vector<std::int32_t> finished_reasons;
   std::vector<RequestId> retracted;
   std::vector<RequestId> expired_requests;
+  std::vector<RequestId> demoted_requests;
   std::vector<Digest> evicted_hashes;
   std::size_t sampling_rows = 0;
 
@@ -85,6 +86,7 @@ struct Plan {
     finished_reasons.clear();
     retracted.clear();
     expired_requests.clear();
+    demoted_requests.clear();
     evicted_hashes.clear();
     sampling_rows = 0;
   }

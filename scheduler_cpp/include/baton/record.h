@@ -12,21 +12,28 @@
 
 namespace baton {
 
+// What a caller asks of a request beyond its tokens.
+struct Terms {
+  std::int32_t priority = 0;  // higher goes first
+  Micros park_us = 0;         // how long its pages stay after its turn; 0: as cache only
+  RequestId resumes = 0;      // a parked request whose session this one goes on; 0: none
+};
+
 class Record {
  public:
-  Record(RequestId id, std::uint64_t arrival, std::int32_t priority, Queued&& state)
-      : id(id), arrival(arrival), priority(priority), state(std::move(state)) {}
+  Record(RequestId id, std::uint64_t arrival, const Terms& terms, Queued&& state)
+      : id(id), arrival(arrival), state(std::move(state)), terms(terms) {}
   Record(const Record&) = delete;
   Record& operator=(const Record&) = delete;
 
   const RequestId id;
   const std::uint64_t arrival;  // order of submission
-  const std::int32_t priority;  // higher goes first
   State state;
+  const Terms terms;
 
   // Who wins when pages are short: higher priority, then the older one. Smaller wins.
   std::pair<std::int64_t, std::uint64_t> rank() const {
-    return {-static_cast<std::int64_t>(priority), arrival};
+    return {-static_cast<std::int64_t>(terms.priority), arrival};
   }
 
   template <class S>

@@ -12,6 +12,7 @@
 #include <array>
 #include <cstdint>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <string_view>
@@ -58,14 +59,15 @@ struct Submission {
   SipKey key;
   Goal goal;
   std::size_t fetch_pages;
-  std::int32_t priority = 0;  // higher goes first
+  Terms terms = {};
 };
 
 struct Stats {
   std::size_t total_pages, free_pages, cached_pages, owned_pages, referenced_pages, leased_pages,
       quarantined_pages;
-  std::size_t waiting, running, fetching, prefilled, draining, leases;
-  std::uint64_t computed_tokens, generated_tokens, reused_tokens, fetched_tokens, retractions;
+  std::size_t waiting, running, fetching, prefilled, parked, draining, leases;
+  std::uint64_t computed_tokens, generated_tokens, reused_tokens, fetched_tokens, retractions,
+      demotions;
 };
 
 // Per sampling row, what the engine decided about its token.
@@ -87,6 +89,8 @@ class Scheduler {
   // ---- requests
   [[nodiscard]] Admission submit(const Submission& submission);
   Reply cancel(RequestId request);
+  // A parked request is kept until `deadline` instead.
+  Reply renew_park(RequestId request, Micros deadline);
 
   // ---- steps
   bool can_plan() const { return !steps_.full(); }
@@ -132,6 +136,7 @@ class Scheduler {
   void plan_chunks();
   void plan_admissions();
   bool give_page(Record& record, std::size_t index);
+  bool demote_one(RequestId but);
   Record* youngest_after(std::size_t index) const;
   void add_decode_row(Record& record);
   void add_chunk_row(Record& record);
@@ -170,9 +175,15 @@ class Scheduler {
   template <class S>
   void stop(Record& record, FinishReason reason, std::vector<RequestId>& requests,
             std::vector<std::int32_t>& reasons);
+  void end_turn(Record& record, FinishReason reason, std::vector<RequestId>& requests,
+                std::vector<std::int32_t>& reasons);
   template <class S>
   void retract(Record& record);
   void retract_running(Record& record);
+  template <class Event>
+  void unpark(Record& record, Event&& event);
+  void demote(Record& record);
+  void resume(Record& next);
   void settle(Record& record);
   void drop(Record& record);
   Micros at_least(Micros now) { return now_ = now > now_ ? now : now_; }
@@ -195,6 +206,7 @@ class Scheduler {
   std::unordered_map<RequestId, Slab<Record>::Ptr> records_;
   WaitingQueue queued_;
   RecordList retracted_, prefilled_;
+  std::set<std::pair<Micros, RequestId>> parked_;  // the first to expire, or to give way, first
   RunningList running_;
   std::vector<Record*> prefilling_;  // of the plan being made, oldest first
   std::size_t budget_ = 0;           // tokens left in the plan being made
@@ -212,7 +224,7 @@ class Scheduler {
   std::array<std::size_t, kStateNames.size()> population_{};
   std::size_t quarantined_ = 0;
   std::uint64_t computed_tokens_ = 0, generated_tokens_ = 0, reused_tokens_ = 0,
-                fetched_tokens_ = 0, retractions_ = 0;
+                fetched_tokens_ = 0, retractions_ = 0, demotions_ = 0;
 };
 
 }  // namespace baton

@@ -74,10 +74,26 @@ class Cluster(RuleBasedStateMachine):
         new=st.integers(1, 8),
         goal=st.sampled_from(list(Goal)),
         fetch=st.integers(0, 3),
+        park=st.sampled_from([0, 0, 60]),
+        data=st.data(),
     )
-    def submit(self, family: int, length: int, new: int, goal: Goal, fetch: int) -> None:
+    def submit(
+        self,
+        family: int,
+        length: int,
+        new: int,
+        goal: Goal,
+        fetch: int,
+        park: int,
+        data: st.DataObject,
+    ) -> None:
         request = len(self.tokens) + 1
         prompt = [family if i < 7 else i for i in range(length)]
+        parked = [r for r in self.tokens if self.scheduler.state(r) == "Parked"]
+        resumes = data.draw(st.sampled_from(parked)) if parked else None
+        if resumes is not None:
+            prompt = (self.tokens[resumes] + prompt)[: 30 - new]
+            length = len(prompt)
         admission = self.scheduler.submit(
             request,
             np.array(prompt, np.int32),
@@ -85,6 +101,8 @@ class Cluster(RuleBasedStateMachine):
             key=KEY,
             goal=goal,
             fetch_pages=fetch,
+            park_us=0 if goal is Goal.HAND_OVER else park,
+            resumes=resumes,
             now_us=self.now,
         )
         self.tokens[request] = prompt
