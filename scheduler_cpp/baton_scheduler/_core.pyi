@@ -37,6 +37,8 @@ class Admission(enum.Enum):
     """prompt + max_new_tokens > max_context"""
     NEVER_FITS = 4
     """needs more pages than the pool has"""
+    FOREIGN = 5
+    """the request that it resumes or forks belongs to another key (tenant)"""
 
 class Verdict(enum.Enum):
     VALID = 0
@@ -152,7 +154,8 @@ class Step:
     slot_resets: NDArray[np.int32]
     """[S]: slots whose table row is void; a slot may be given out again in the same step."""
     copies: NDArray[np.int32]
-    """[C, 2]: source page, target page: whole-page copies (copy-on-write) due before the rows."""
+    """[C, 2]: source page, target page: whole-page copies (forks) due before the rows. Like the
+    deltas they are not repeated if the step is abandoned: make them in any case."""
     fetch_requests: NDArray[np.uint64]
     """[F]: start reading these pages; end every fetch by `fetch_ended`."""
     fetch_pages: NDArray[np.int32]
@@ -210,6 +213,7 @@ class Scheduler:
         priority: int = 0,
         park_us: int = 0,
         resumes: int | None = None,
+        fork_of: int | None = None,
         now_us: int,
     ) -> Admission:
         """request: a 64-bit handle that is never reused. tokens: [N], N >= 1. key: 16 bytes.
@@ -221,7 +225,11 @@ class Scheduler:
         the partial one too, are not evicted meanwhile unless others could not run without them.
         It is told as finished all the same. Not for HAND_OVER.
         resumes: a parked request whose session this one goes on. Its park ends when this one is
-        admitted; if it is gone already, nothing but its pages is lost."""
+        admitted; if it is gone already, nothing but its pages is lost.
+        fork_of: a request (Decoding, Prefilled or Parked when this one is admitted) whose pages
+        are shared as far as the tokens agree, to the token: full pages by reference, the next one
+        by a copy (`Step.copies`). The other goes on undisturbed; if it is gone, this one computes.
+        `resumes` shares in the same way."""
     def cancel(self, request: int) -> Reply:
         """Frees at once, or keeps the pages as Draining until step and fetch have let go. Ends a
         park."""

@@ -43,7 +43,8 @@ void bind_records(nb::module_& m) {
       .value("DUPLICATE", Admission::kDuplicate)
       .value("QUEUE_FULL", Admission::kQueueFull)
       .value("TOO_LONG", Admission::kTooLong)
-      .value("NEVER_FITS", Admission::kNeverFits);
+      .value("NEVER_FITS", Admission::kNeverFits)
+      .value("FOREIGN", Admission::kForeign);
   nb::enum_<Verdict>(m, "Verdict")
       .value("VALID", Verdict::kValid)
       .value("EXPIRED", Verdict::kExpired);

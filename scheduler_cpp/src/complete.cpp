@@ -60,8 +60,17 @@ std::variant<const Completion*, Misuse> Scheduler::complete(Step& step,
       complete_chunk(record, computed);
     }
   }
-  steps_.land();
+  land();
   return &completion_;
+}
+
+// Nothing of the oldest step runs any more.
+void Scheduler::land() {
+  for (RowClaim& source : steps_.oldest().sources) {
+    Record& record = std::move(source).settle();
+    if (record.is<Draining>()) settle(record);
+  }
+  steps_.land();
 }
 
 std::optional<Misuse> Scheduler::abandon(Step& step) {
@@ -72,7 +81,7 @@ std::optional<Misuse> Scheduler::abandon(Step& step) {
     Record& record = std::move(claim).settle();
     if (record.is<Draining>()) settle(record);
   }
-  steps_.land();
+  land();
   return std::nullopt;
 }
 

@@ -110,6 +110,11 @@ std::string Scheduler::check_invariants() const {
     }
   }
   leases_.for_each_page(count);
+  std::size_t claimed = 0;
+  if (!steps_.empty()) {
+    claimed = steps_.oldest().rows.size() + steps_.oldest().sources.size();
+    for (const SealedPage& pin : steps_.oldest().pins) count(pin.id());
+  }
   if (const char* broken = pool_.audit(references); *broken) return broken;
   if (population != population_) return "the population counts are off";
   if (quarantined != quarantined_) return "the count of quarantined pages is off";
@@ -121,7 +126,7 @@ std::string Scheduler::check_invariants() const {
   if (population[kStateIndex<Prefilling>] + population[kStateIndex<Decoding>] != running_.size()) {
     return "the running list is off";
   }
-  if (claims != (steps_.empty() ? 0 : steps_.oldest().rows.size())) return "row claims are off";
+  if (claims != claimed) return "row claims are off";
   return {};
 }
 

@@ -52,6 +52,9 @@ Admission Scheduler::submit(const Submission& submission) {
   const std::size_t kept = submission.goal == Goal::kHandOver ? prompt : most - 1;
   if (pages_for(kept, config_.page_size) > pool_.total()) return Admission::kNeverFits;
   if (queued_.size() >= config_.max_waiting) return Admission::kQueueFull;
+  const Record* parent = find(submission.terms.parent());
+  const Sequence* theirs = parent ? parent->sequence() : nullptr;
+  if (theirs && theirs->key != submission.key) return Admission::kForeign;
 
   SequencePtr sequence =
       sequences_.make(submission.request, submission.goal, submission.key, config_.page_size,

@@ -15,7 +15,7 @@ Fetching Queued::on(AdmittedToFetch&& event) && {
 }
 
 Prefilling Queued::on(AdmittedToCompute&& event) && {
-  const std::size_t computed = event.pages.sealed() * sequence_->page_size;
+  const std::size_t computed = event.pages.sealed() * sequence_->page_size + event.copied_tokens;
   return Prefilling(std::move(sequence_), std::move(event.slot), std::move(event.pages), computed);
 }
 
@@ -139,7 +139,7 @@ Finished Parked::on(Cancelled) && {
 // ---------------------------------------------------------------- Retracted, Draining
 
 Prefilling Retracted::on(AdmittedToCompute&& event) && {
-  const std::size_t computed = event.pages.sealed() * sequence_->page_size;
+  const std::size_t computed = event.pages.sealed() * sequence_->page_size + event.copied_tokens;
   return Prefilling(std::move(sequence_), std::move(event.slot), std::move(event.pages), computed);
 }
 

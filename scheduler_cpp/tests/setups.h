@@ -59,9 +59,10 @@ inline Setup random_setup(Random& random) {
     script.tenant = random.below(6) ? 0 : 1;
     script.priority = random.below(4) ? 0 : static_cast<std::int32_t>(random.below(3)) - 1;
     script.park_us = random.below(3) ? 0 : 10;
-    if (i > 0 && random.below(3) == 0) {
-      script.resumes = 1 + random.below(i);
-      script.tenant = setup.scripts[script.resumes - 1].tenant;
+    if (i > 0 && random.below(2) == 0) {
+      (random.below(2) ? script.resumes : script.fork_of) = 1 + random.below(i);
+      script.tenant = setup.scripts[script.parent() - 1].tenant;
+      script.prompt.resize(random.below(3));
     }
     setup.scripts.push_back(std::move(script));
   }

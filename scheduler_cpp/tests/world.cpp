@@ -52,6 +52,11 @@ bool World::is_parked(std::size_t request) const {
   return scheduler_.state_of(request + 1) == "Parked";
 }
 
+bool World::has_parent(std::size_t request) const {
+  const std::size_t parent = setup_.scripts[request].parent();
+  return parent == 0 || requests_[parent - 1].submitted;
+}
+
 // ---------------------------------------------------------------- events
 
 bool World::is_enabled(Event event) const {
@@ -59,7 +64,7 @@ bool World::is_enabled(Event event) const {
   const bool known = a < requests_.size();
   switch (event.kind) {
     case Kind::kSubmit:
-      return known && !requests_[a].submitted;
+      return known && !requests_[a].submitted && has_parent(a);
     case Kind::kPlan:
       return !step_;
     case Kind::kComplete:
@@ -125,14 +130,14 @@ void World::do_submit(int a) {
   Request& request = requests_[static_cast<std::size_t>(a)];
   const Script& script = setup_.scripts[static_cast<std::size_t>(a)];
   request.submitted = true;
-  if (script.resumes) {
-    for (const Token token : requests_[script.resumes - 1].tokens) {
+  if (const std::size_t parent = script.parent()) {
+    for (const Token token : requests_[parent - 1].tokens) {
       append(request, token, script.tenant);
     }
   }
   for (const Token token : script.prompt) append(request, token, script.tenant);
   request.prompt = request.tokens.size();
-  const Terms terms{script.priority, script.park_us, script.resumes};
+  const Terms terms{script.priority, script.park_us, script.resumes, script.fork_of};
   const Admission admission =
       scheduler_.submit({static_cast<RequestId>(a + 1), request.tokens, script.max_new_tokens,
                          key(a), script.goal, script.fetch_pages, terms});

@@ -27,6 +27,8 @@ struct Script {
   Micros park_us = 0;
   // Number of the script (from 1) that this one goes on: its prompt follows that one's tokens.
   std::size_t resumes = 0;
+  std::size_t fork_of = 0;  // the same, sharing
+  std::size_t parent() const { return resumes ? resumes : fork_of; }
 };
 
 struct Setup {
@@ -105,6 +107,7 @@ class World {
 
   bool is_enabled(Event event) const;
   bool is_parked(std::size_t request) const;
+  bool has_parent(std::size_t request) const;
   void do_submit(int request);
   void do_plan();
   void do_complete(int variant);

@@ -32,6 +32,10 @@ void World::take_plan() {
     }
     table[static_cast<std::size_t>(delta.page_index)] = delta.page;
   }
+  for (const PageCopy& copy : plan.copies) {
+    contents_[static_cast<std::size_t>(raw(copy.target))] =
+        contents_[static_cast<std::size_t>(raw(copy.source))];
+  }
   for (std::size_t i = 0; i < plan.fetch_requests.size(); ++i) {
     const int a = script_of(plan.fetch_requests[i]);
     const FetchPage page = plan.fetch_pages[i];

@@ -1,7 +1,9 @@
 // The pages of one request, in token order: shared sealed ones first, then writable ones.
 #pragma once
 
+#include <algorithm>
 #include <cassert>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -9,6 +11,13 @@
 #include "baton/page_pool.h"
 
 namespace baton {
+
+// The part of a parent's page that a child takes as a copy: its first tokens.
+struct PartialCopy {
+  PageId source;
+  std::size_t tokens;
+  std::optional<SealedPage> pin;  // of a page that is sealed; a writable one has its owner
+};
 
 class [[nodiscard]] PageTable {
  public:
@@ -54,6 +63,19 @@ class [[nodiscard]] PageTable {
   }
   // Makes the first writable page immutable under no identity.
   void freeze_next() { sealed_.push_back(take_first_owned().freeze()); }
+
+  // Lets `child` have the first `tokens` tokens of these pages: full pages by reference, behind
+  // those it has, and what it needs of the next page as a copy that is still to be made.
+  [[nodiscard]] std::optional<PartialCopy> fork(PageTable& child, std::size_t tokens,
+                                                std::size_t page_size) const {
+    const std::size_t full = std::min(tokens / page_size, sealed());
+    while (child.sealed() < full) child.append(sealed_[child.sealed()].share());
+    const std::size_t has = child.sealed() * page_size;
+    if (tokens <= has || child.sealed() >= size()) return std::nullopt;
+    PartialCopy copy{(*this)[child.sealed()], std::min(tokens - has, page_size), std::nullopt};
+    if (child.sealed() < sealed()) copy.pin = sealed_[child.sealed()].share();
+    return copy;
+  }
 
   // Gives back writable pages from index `pages` on.
   void shrink_to(std::size_t pages) {

@@ -17,6 +17,10 @@ struct Terms {
   std::int32_t priority = 0;  // higher goes first
   Micros park_us = 0;         // how long its pages stay after its turn; 0: as cache only
   RequestId resumes = 0;      // a parked request whose session this one goes on; 0: none
+  RequestId fork_of = 0;      // a request whose pages it shares as far as tokens agree; 0: none
+
+  // Whose pages it may take besides those that are found by content.
+  RequestId parent() const { return resumes ? resumes : fork_of; }
 };
 
 class Record {
@@ -41,6 +45,18 @@ class Record {
     S* state_as = std::get_if<S>(&state);
     assert(state_as);
     return *state_as;
+  }
+  // Its tokens; null when it is over and needs them no more.
+  Sequence* sequence() const {
+    return std::visit(
+        [](const auto& at) -> Sequence* {
+          if constexpr (requires { at.sequence(); }) {
+            return &at.sequence();
+          } else {
+            return nullptr;
+          }
+        },
+        state);
   }
   template <class S>
   bool is() const {

@@ -143,6 +143,10 @@ class [[nodiscard]] Prefilled {
   // A partial last page is sealed under its own identity. Says which page that is now.
   PageId seal_tail() { return pages_.seal_tail(sequence_->prompt_tail_identity()); }
 
+  void on(Forked event) & {
+    event.copy = pages_.fork(event.child, event.common, sequence_->page_size);
+  }
+
   [[nodiscard]] Finished on(HandedOver) &&;
   [[nodiscard]] Finished on(HoldExpired) &&;
   [[nodiscard]] Finished on(Cancelled) &&;
@@ -178,6 +182,9 @@ class [[nodiscard]] Decoding {
     ++computed_;
     last_token_ = event.token;
     sequence_->tokens.push_back(event.token);
+  }
+  void on(Forked event) & {
+    event.copy = pages_.fork(event.child, event.common, sequence_->page_size);
   }
   bool can_seal() const { return computed_ == capacity_ && pages_.owned() > 0; }
   PageId seal_next() { return pages_.seal_next(sequence_->identity(pages_.sealed())); }
@@ -219,6 +226,9 @@ class [[nodiscard]] Parked {
   Micros deadline() const { return deadline_; }
 
   void on(ParkRenewed event) & { deadline_ = event.deadline; }
+  void on(Forked event) & {
+    event.copy = pages_.fork(event.child, event.common, sequence_->page_size);
+  }
 
   [[nodiscard]] Finished on(Resumed) &&;
   [[nodiscard]] Finished on(Demoted) &&;

@@ -35,7 +35,14 @@
 namespace baton {
 
 enum class Role : std::uint8_t { kPrefill, kDecode, kFused };
-enum class Admission : std::uint8_t { kAccepted, kDuplicate, kQueueFull, kTooLong, kNeverFits };
+enum class Admission : std::uint8_t {
+  kAccepted,
+  kDuplicate,
+  kQueueFull,
+  kTooLong,
+  kNeverFits,
+  kForeign
+};
 
 struct Config {
   Role role = Role::kFused;
@@ -147,10 +154,12 @@ class Scheduler {
   Record* next_to_admit() const;
   Admitted admit(Record& record);
   PageTable match(Sequence& sequence, std::size_t most);
+  std::optional<PartialCopy> fork(Record& parent, Sequence& sequence, PageTable& pages);
+  void plan_copy(Record& parent, PartialCopy&& copy, PageId target);
   std::size_t headroom() const;
   bool blocked(const Record& record) const;
   bool being_computed(Sequence& sequence, std::size_t index) const;
-  void announce(Record& record, std::size_t reused_pages);
+  void announce(Record& record, std::size_t reused_tokens);
   void start_fetch(Record& record);
 
   // complete.cpp
@@ -161,6 +170,7 @@ class Scheduler {
   void complete_chunk(Record& record, std::uint32_t tokens);
   void complete_prompt(Record& record, std::uint32_t tokens, Token token, RowFlag flag);
   void poison(Record& record);
+  void land();
   void report_sealed(Record& record, SlotId slot, std::size_t index, PageId before, PageId after,
                      const Digest& identity);
   template <class S>

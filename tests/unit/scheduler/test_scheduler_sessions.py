@@ -88,6 +88,40 @@ def test_the_next_turn_takes_a_park_over() -> None:
     assert core.state(1) == "Parked"
     step = core.plan(1)
     assert core.state(1) is None
-    assert step.admitted.tolist()[0][1] == 8
+    assert step.admitted.tolist()[0][1] == 9  # two full pages and a copy of the partial one
+    assert len(step.copies) == 1
     complete(core, step)
     assert core.check_invariants() == ""
+
+
+def test_a_fork_copies_the_page_in_which_it_parts() -> None:
+    core = scheduler()
+    submit(core, 1, list(range(10)), new=8)
+    complete(core, core.plan(0))
+    submit(core, 2, [*range(10), 1, 2], fork_of=1)
+    step = core.plan(1)
+    parent, child = core.pages(1).tolist(), core.pages(2).tolist()
+    assert parent[:2] == child[:2]
+    assert step.copies.tolist() == [[parent[2], child[2]]]
+    assert step.admitted.tolist()[0][1] == 10
+    assert step.rows[1, 1:3].tolist() == [2, 10]
+    complete(core, step)
+    assert core.check_invariants() == ""
+    assert not len(core.plan(2).copies)
+
+
+def test_who_may_not_be_forked() -> None:
+    core = scheduler()
+    submit(core, 1, list(range(10)), new=8)
+    admission = core.submit(
+        2,
+        np.arange(10, dtype=np.int32),
+        max_new_tokens=1,
+        key=bytes(range(16)),
+        goal=Goal.GENERATE,
+        fork_of=1,
+        now_us=0,
+    )
+    assert admission is Admission.FOREIGN
+    with pytest.raises(ValueError, match="resumes and fork_of are both given"):
+        submit(core, 2, [1], fork_of=1, resumes=1)
