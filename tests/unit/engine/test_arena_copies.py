@@ -1,4 +1,4 @@
-"""Page copies of a step: every group, whole pages, all sources read before any target is written."""
+"""Page copies of a step: in every group, whole pages, all sources read before a target changes."""
 
 from __future__ import annotations
 
