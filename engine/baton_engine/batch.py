@@ -37,7 +37,9 @@ class StepInput:
     @property
     def is_empty(self) -> bool:
         """Whether no rank has anything to do."""
-        return not (self.rows.size or self.slot_resets.size or self.page_deltas.size)
+        return not (
+            self.rows.size or self.slot_resets.size or self.page_deltas.size or self.copies.size
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,4 +68,9 @@ def refuse_admission(
             FailReason.OVERLOADED,
             f"{config.max_waiting} requests are waiting already; try again later",
         )
+    if admission is Admission.FOREIGN:
+        return EngineRefusal(
+            FailReason.INVALID_PROMPT,
+            f"attempt {request.key} goes on with a request of another tenant",
+        )
     return EngineRefusal(FailReason.DUPLICATE_REQUEST, f"attempt {request.key} is already here")
