@@ -169,7 +169,13 @@ def _gqa_decode(
     contexts = _ragged(seed, 5) if contexts is None else contexts
     cache, rows = paged_rows(seed, contexts, [1] * len(contexts), dtype=dtype)
     queries = torch.randn(len(contexts), 6, 6, generator=_random(seed + 1)).to(dtype)
-    return (queries, cache, rows, 2, 0.4), {}
+    return (queries, cache, rows, 2, 0.4, *_window_and_sinks(seed)), {}
+
+
+def _window_and_sinks(seed: int) -> tuple[int, Tensor | None]:
+    """Every second seed has a window, every third has sinks."""
+    sinks = torch.randn(6, generator=_random(seed + 2)) if seed % 3 == 0 else None
+    return (0 if seed % 2 else 7, sinks)
 
 
 def _gqa_prefill(
@@ -183,7 +189,8 @@ def _gqa_prefill(
     if queries is None:
         queries = [int(torch.randint(0, c + 1, (1,), generator=g)) for c in contexts]
     cache, rows = paged_rows(seed, contexts, queries, dtype=dtype)
-    return (torch.randn(sum(queries), 6, 6, generator=g).to(dtype), cache, rows, 2, 0.4), {}
+    chunk = torch.randn(sum(queries), 6, 6, generator=g).to(dtype)
+    return (chunk, cache, rows, 2, 0.4, *_window_and_sinks(seed)), {}
 
 
 def _route_sigmoid(
@@ -195,7 +202,8 @@ def _route_sigmoid(
 
 
 def _route_softmax(seed: int, dtype: torch.dtype = torch.float32, tokens: int = 7) -> Inputs:
-    return (torch.randn(tokens, 16, generator=_random(seed)), 3, bool(seed % 2), 1.5), {}
+    logits = torch.randn(tokens, 16, generator=_random(seed))
+    return (logits, 3, bool(seed % 2), 1.5, 4 if seed % 3 else 1, 2 if seed % 3 else 1), {}
 
 
 def _moe_experts(
@@ -208,6 +216,16 @@ def _moe_experts(
     gate_up = (torch.randn(6, 48, 32, generator=g) / 6).to(dtype)
     down = (torch.randn(6, 32, 24, generator=g) / 5).to(dtype)
     return (x, weights, experts, gate_up, down, first_expert), {}
+
+
+def _moe_experts_clamped(
+    seed: int, dtype: torch.dtype = torch.float32, tokens: int = 7, first_expert: int = 4
+) -> Inputs:
+    (x, weights, experts, gate_up, down, first), _ = _moe_experts(seed, dtype, tokens, first_expert)
+    g = _random(seed + 1)
+    biases = (torch.randn(6, width, generator=g).to(dtype) for width in (48, 32))
+    inner_bias, outer_bias = biases
+    return (x, weights, experts, gate_up, inner_bias, down, outer_bias, first, 1.7, 0.8), {}
 
 
 def _conv_prefill(
@@ -266,6 +284,7 @@ GENERATORS: dict[str, Callable[..., Any]] = {
     "route_sigmoid": _route_sigmoid,
     "route_softmax": _route_softmax,
     "moe_experts": _moe_experts,
+    "moe_experts_clamped": _moe_experts_clamped,
     "conv_decode": _conv_decode,
     "conv_prefill": _conv_prefill,
     "delta_gates": _delta_gates,

@@ -25,6 +25,7 @@ mla_prefill = Operator(mla.mla_prefill)
 route_sigmoid = Operator(moe.route_sigmoid)
 route_softmax = Operator(moe.route_softmax)
 moe_experts = Operator(moe.moe_experts)
+moe_experts_clamped = Operator(moe.moe_experts_clamped)
 conv_decode = Operator(delta.conv_decode)
 conv_prefill = Operator(delta.conv_prefill)
 delta_gates = Operator(delta.delta_gates)
@@ -51,6 +52,7 @@ OPERATORS: dict[str, Operator[..., Any]] = {
         route_sigmoid,
         route_softmax,
         moe_experts,
+        moe_experts_clamped,
         conv_decode,
         conv_prefill,
         delta_gates,

@@ -26,16 +26,27 @@ from .driver import PAGE_SIZE, Driver, Row
 TOLERANCE = 1e-4
 VARIANTS = [
     "deepseek_v3",
-    "deepseek_v3_plain_queries",
-    "deepseek_v3_one_group",
     "llama",
     "qwen2",
     "qwen3",
     "qwen3_moe",
     "minimax_m2",
+    "gpt_oss",
+    "deepseek_v2",
     "qwen3_next",
     "qwen3_5",
     "qwen3_5_moe",
+]
+# Other values of config fields: one mixed run and greedy continuations each.
+OPTIONS = [
+    "deepseek_v2_greedy",
+    "deepseek_v3_plain_queries",
+    "deepseek_v3_one_group",
+    "llama_linear",
+    "llama_dynamic",
+    "llama_yarn",
+    "qwen2_windows",
+    "qwen3_moe_windows",
 ]
 
 
@@ -110,7 +121,7 @@ def test_decode_token_by_token(model: CompiledModel, oracle: Oracle) -> None:
     check(logits, oracle.logits(prompt))
 
 
-def test_mixed_ragged_batches(model: CompiledModel, oracle: Oracle) -> None:
+def check_mixed(model: CompiledModel, oracle: Oracle) -> None:
     """Decoding and prefilling rows of all lengths share steps, in random company."""
     generator = random.Random(11)
     driver = Driver(model, pages=300)
@@ -127,6 +138,28 @@ def test_mixed_ragged_batches(model: CompiledModel, oracle: Oracle) -> None:
             got[id(row)].append(logits)
     for row in rows:
         check(torch.cat(got[id(row)]), oracle.logits(row.tokens))
+
+
+def check_greedy(model: CompiledModel, oracle: Oracle) -> None:
+    for seed, count in enumerate((1, 3, 50, 150)):
+        prompt = tokens(seed, count)
+        assert Driver(model).generate(prompt, 20, chunk=64) == oracle.greedy(prompt, 20)
+
+
+def test_mixed_ragged_batches(model: CompiledModel, oracle: Oracle) -> None:
+    check_mixed(model, oracle)
+
+
+def test_greedy_continuations(model: CompiledModel, oracle: Oracle) -> None:
+    check_greedy(model, oracle)
+
+
+@pytest.mark.parametrize("variant", OPTIONS)
+def test_other_values_of_config_fields(make_checkpoint: Callable[..., Path], variant: str) -> None:
+    checkpoint = make_checkpoint(variant)
+    model = load_model(checkpoint, page_size=PAGE_SIZE)
+    check_mixed(model, Oracle(checkpoint))
+    check_greedy(model, Oracle(checkpoint))
 
 
 def test_a_prefix_in_the_cache(model: CompiledModel, oracle: Oracle) -> None:
@@ -164,12 +197,6 @@ def test_pages_moved_to_another_pool(model: CompiledModel, checkpoint: Path) -> 
     assert moved.tokens[len(prompt) :] == expected
 
 
-def test_greedy_continuations(model: CompiledModel, oracle: Oracle) -> None:
-    for seed, count in enumerate((1, 3, 50, 150)):
-        prompt = tokens(seed, count)
-        assert Driver(model).generate(prompt, 20, chunk=64) == oracle.greedy(prompt, 20)
-
-
 def test_steps_without_logits(model: CompiledModel, oracle: Oracle) -> None:
     driver, row = Driver(model), Row(tokens(4, 60))
     batch = driver.batch([(row, 40)])
@@ -199,6 +226,7 @@ MESHES = {
     "tp4": tensor_parallel_mesh(4),
     "ep2": Mesh({"attn_tp": 2, "dense_tp": 2, "ep": 2, "vocab": 2}),
     "moe-tp2-ep2": Mesh({"attn_tp": 4, "dense_tp": 4, "ep": 2, "moe_tp": 2, "vocab": 4}),
+    "moe-tp2-ep2-attn-tp2": Mesh({"attn_tp": 2, "ep": 2, "moe_tp": 2}),
     "attention-whole": Mesh({"dense_tp": 2, "ep": 2}),
 }
 
@@ -208,8 +236,9 @@ CASES = [
     *(pytest.param("qwen3_next", mesh, id=f"qwen3_next-{name}") for name, mesh in MESHES.items()),
     *(
         pytest.param(variant, MESHES["tp2"], id=f"{variant}-tp2")
-        for variant in ("llama", "qwen2", "qwen3", "qwen3_moe", "minimax_m2")
+        for variant in ("llama", "qwen2", "qwen3", "qwen3_moe", "minimax_m2", "deepseek_v2")
     ),
+    pytest.param("gpt_oss", MESHES["moe-tp2-ep2-attn-tp2"], id="gpt_oss-moe-tp2-ep2"),
     pytest.param("qwen3_5", MESHES["tp2"], id="qwen3_5-tp2"),
     pytest.param("qwen3_5_moe", MESHES["ep2"], id="qwen3_5_moe-ep2"),
 ]
@@ -270,12 +299,15 @@ def test_hybrids_in_bfloat16(make_checkpoint: Callable[..., Path], variant: str)
     assert cosine.median() >= 0.999
 
 
-def test_bfloat16_stays_close(deepseek_checkpoint: Path) -> None:
+def test_bfloat16_stays_close(checkpoint: Path, model: CompiledModel) -> None:
     prompt = tokens(2, 60)
-    wide = load_model(deepseek_checkpoint, page_size=PAGE_SIZE)
-    narrow = load_model(deepseek_checkpoint, page_size=PAGE_SIZE, dtype=torch.bfloat16)
+    wide, narrow = model, load_model(checkpoint, page_size=PAGE_SIZE, dtype=torch.bfloat16)
     expected = Driver(wide).prefill(Row(prompt), [60])
     actual = Driver(narrow).prefill(Row(prompt), [40, 20])
     cosine = torch.nn.functional.cosine_similarity(actual, expected, dim=-1)
-    assert cosine.median() >= 0.995
+    # Rounding may pick another expert for a token of a mixture, and a recurrent state keeps what
+    # it once rounded; most tokens are as close as those of the other families.
+    fields = wide.config.config
+    moves = any("expert" in field or field.startswith("linear_") for field in fields)
+    assert (cosine.median() if moves else cosine.min()) >= 0.999
     assert narrow.fingerprint != wide.fingerprint

@@ -13,7 +13,13 @@ from baton_kernels.registry import Band
 
 @operators.gqa_decode.register("gathered", band=Band.PORTABLE)
 def gqa_decode(
-    queries: Tensor, cache: Tensor, rows: PagedRows, kv_heads: int, scale: float
+    queries: Tensor,
+    cache: Tensor,
+    rows: PagedRows,
+    kv_heads: int,
+    scale: float,
+    window: int = 0,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     batch, heads, size = queries.shape
     out = torch.zeros(
@@ -21,20 +27,28 @@ def gqa_decode(
     )
     grouped = (queries * scale).view(out.shape)
     entries = cache.index_select(0, rows.flat_pages).view(-1, 2, kv_heads, size)
+    rest = None if sinks is None else sinks.view(kv_heads, heads // kv_heads, 1)
     first = 0
     for row, (context, pages) in enumerate(zip(rows.contexts, rows.page_counts, strict=True)):
         if context == 0:
             continue
-        keys, values = entries[first : first + context].unbind(1)
+        oldest = max(0, context - window) if window else 0
+        keys, values = entries[first + oldest : first + context].unbind(1)
         first += pages * rows.page_size
-        weights = attention_weights(torch.bmm(grouped[row], keys.permute(1, 2, 0)))
+        weights = attention_weights(torch.bmm(grouped[row], keys.permute(1, 2, 0)), rest)
         torch.bmm(weights, values.transpose(0, 1), out=out[row])
     return out.view(queries.shape)
 
 
 @operators.gqa_prefill.register("gathered", band=Band.PORTABLE)
 def gqa_prefill(
-    queries: Tensor, cache: Tensor, rows: PagedRows, kv_heads: int, scale: float
+    queries: Tensor,
+    cache: Tensor,
+    rows: PagedRows,
+    kv_heads: int,
+    scale: float,
+    window: int = 0,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     out = torch.empty_like(queries)
     groups = queries.shape[1] // kv_heads
@@ -46,6 +60,6 @@ def gqa_prefill(
         entries = pages.view(-1, 2, kv_heads, queries.shape[2])[:context]
         keys, values = entries.repeat_interleave(groups, 2).permute(1, 2, 0, 3)
         out[start:stop] = causal(
-            queries[start:stop].transpose(0, 1), keys, values, scale
+            queries[start:stop].transpose(0, 1), keys, values, scale, window, sinks
         ).transpose(0, 1)
     return out

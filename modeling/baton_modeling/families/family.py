@@ -64,6 +64,34 @@ class ConfigReader:
         if value is not None and value not in allowed:
             raise self.refusal(name, f"supported: {', '.join(map(repr, allowed)) or 'absent'}")
 
+    def windows(self, default: Callable[[int], bool] | None = None) -> tuple[int, ...]:
+        """The sliding window of every layer, 0 for full attention, from ``layer_types``.
+
+        default: whether a layer slides where ``layer_types`` is absent.
+        """
+        layers = self.whole("num_hidden_layers")
+        kinds = self.config.get("layer_types")
+        if kinds is None:
+            slides = [default is not None and default(layer) for layer in range(layers)]
+        elif len(kinds) != layers or not {"full_attention", "sliding_attention"} >= set(kinds):
+            raise self.refusal(
+                "layer_types",
+                f"supported: full_attention or sliding_attention for each of {layers} layers",
+            )
+        else:
+            slides = [kind == "sliding_attention" for kind in kinds]
+        window = self.whole("sliding_window", 0) if any(slides) else 0
+        if any(slides) and window < 1:
+            raise self.refusal("sliding_window", "layers that slide need a positive window")
+        return tuple(window if each else 0 for each in slides)
+
+    def packed(self, method: str) -> bool:
+        """Whether the experts are packed by ``method``; refuses any other quantisation."""
+        fields = self.config.get("quantization_config")
+        if fields is not None and fields.get("quant_method") != method:
+            raise self.refusal("quantization_config", f"supported: {method}, or plain weights")
+        return fields is not None
+
     def quantisation(self) -> tuple[int, int] | None:
         """The block of an FP8 checkpoint's scales, None for plain weights; refuses the rest."""
         fields = self.config.get("quantization_config")

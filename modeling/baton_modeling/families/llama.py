@@ -37,6 +37,7 @@ class Decoder:
     heads: HeadShape
     qkv_bias: bool
     out_bias: bool
+    windows: tuple[int, ...]
     head_norms: bool
     rope: Rope
     eps: float
@@ -54,12 +55,8 @@ def parse(config: Mapping[str, Any]) -> Decoder:
     family = str(config["model_type"])
     read = ConfigReader(family, config)
     read.require("hidden_act", "silu")
-    read.require("use_sliding_window", False)
     read.require("mlp_bias", False)
     layers, heads = read.whole("num_hidden_layers"), read.whole("num_attention_heads")
-    kinds = config.get("layer_types") or []
-    if any(kind != "full_attention" for kind in kinds):
-        raise read.refusal("layer_types", "only full_attention layers are supported")
     size = read.whole("head_dim", read.whole("hidden_size") // heads)
     rope = parse_rope(config)
     bias = read.flag("attention_bias", False)
@@ -74,6 +71,7 @@ def parse(config: Mapping[str, Any]) -> Decoder:
         ),
         qkv_bias=bias or family == "qwen2",
         out_bias=bias,
+        windows=_windows(read, family),
         head_norms=family in ("qwen3", "qwen3_moe"),
         rope=rope,
         eps=read.number("rms_norm_eps", 1e-6),
@@ -85,6 +83,18 @@ def parse(config: Mapping[str, Any]) -> Decoder:
         normalise=moe and read.flag("norm_topk_prob", False),
         dense_layers=_dense_layers(read, layers) if moe else frozenset(range(layers)),
     )
+
+
+def _windows(read: ConfigReader, family: str) -> tuple[int, ...]:
+    """Qwen2 and Qwen3 may slide in their upper layers, Qwen3-MoE in all of them."""
+    if family != "llama" and not read.flag("use_sliding_window", False):
+        read.require("layer_types", ["full_attention"] * read.whole("num_hidden_layers"))
+        return (0,) * read.whole("num_hidden_layers")
+    if family == "llama":
+        read.require("sliding_window")
+        return read.windows()
+    first = 0 if family == "qwen3_moe" else read.whole("max_window_layers", 28)
+    return read.windows(default=lambda layer: layer >= first)
 
 
 def _experts(read: ConfigReader) -> int:
@@ -136,7 +146,8 @@ def attention(
     if c.head_norms:
         q = g(HeadNorm(f"{name}.q_norm", s.heads, s.size, c.eps), q)
         k = g(HeadNorm(f"{name}.k_norm", s.kv_heads, s.size, c.eps), k)
-    out = g(GroupedAttention(name, s, layer), q, k, v, cos, sin)
+    attend = GroupedAttention(name, s, layer, window=c.windows[layer])
+    out = g(attend, q, k, v, cos, sin)
     width = s.heads * s.size
     return g(RowLinear(f"{name}.o_proj", width, c.hidden, "attn_tp", bias=c.out_bias), out)
 

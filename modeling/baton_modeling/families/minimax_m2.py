@@ -47,6 +47,8 @@ def parse(config: Mapping[str, Any]) -> MiniMaxM2:
     read.require("use_qk_norm", True)
     read.require("qk_norm_type", "per_layer")
     read.require("shared_intermediate_size", 0)
+    read.require("attn_type_list", [1] * read.whole("num_hidden_layers"))  # 1: full attention
+    read.require("sliding_window")
     heads = read.whole("num_attention_heads")
     size = read.whole("head_dim", read.whole("hidden_size") // heads)
     rope = parse_rope(config)

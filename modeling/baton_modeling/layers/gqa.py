@@ -100,13 +100,23 @@ class GroupedAttention(Module):
     """Attention of queries, keys and values [T, heads * size], heads cut over the axis.
 
     Rotates queries and keys, stores keys and values, and attends: decode rows and prompt chunks
-    each with their kernel.
+    each with their kernel. window: tokens a query sees, itself included; 0 is all of them (the
+    cache keeps all of them either way). sinks: each head has a score without a value.
     """
 
     def __init__(
-        self, name: str, shape: HeadShape, layer: int, group: str = "full", axis: str = "attn_tp"
+        self,
+        name: str,
+        shape: HeadShape,
+        layer: int,
+        group: str = "full",
+        axis: str = "attn_tp",
+        *,
+        window: int = 0,
+        sinks: bool = False,
     ) -> None:
         self.name, self.shape, self.layer, self.group, self.axis = name, shape, layer, group, axis
+        self.window, self.sinks = window, sinks
 
     def signature(self) -> Signature:
         heads = {self.axis: Shard(1), **OWN_TOKENS}
@@ -115,13 +125,21 @@ class GroupedAttention(Module):
     def features(self) -> tuple[int, ...]:
         return (self.shape.heads * self.shape.size,)
 
+    def weights(self) -> Mapping[str, Weight]:
+        if not self.sinks:
+            return {}
+        cut, wide = {self.axis: Shard(0)}, torch.float32
+        return {"sinks": Weight.of(f"{self.name}.sinks", self.shape.heads, shards=cut, dtype=wide)}
+
     def bind(self, binding: Binding, weights: Mapping[str, Tensor]) -> Compute:
         size, rotary = self.shape.size, self.shape.rotary
         heads = binding.local(self.shape.heads, self.axis)
         kv_heads = binding.local(self.shape.kv_heads, self.axis)
         scale = 1 / math.sqrt(size)
+        limits = (kv_heads, scale, self.window, weights.get("sinks"))
         cache = binding.cache(self.group, self.layer)
         sizes = {"heads": heads, "kv_heads": kv_heads, "head_size": size}
+        sizes |= {"window": self.window, "sinks": int(self.sinks)}
         rotate = binding.operator(ops.rotate)
         write = binding.operator(ops.cache_write)
         attend_one = binding.operator(ops.gqa_decode, None, **sizes)
@@ -137,11 +155,11 @@ class GroupedAttention(Module):
             write(cache.tensor, entries, step.write_pages, step.write_offsets)
             n = step.decode_rows
             if not step.has_prefill:
-                return attend_one(queries, cache.tensor, step.decode, kv_heads, scale).flatten(1)
-            chunk = attend_chunk(queries[n:], cache.tensor, step.prefill, kv_heads, scale)
+                return attend_one(queries, cache.tensor, step.decode, *limits).flatten(1)
+            chunk = attend_chunk(queries[n:], cache.tensor, step.prefill, *limits)
             if n == 0:
                 return chunk.flatten(1)
-            ones = attend_one(queries[:n], cache.tensor, step.decode, kv_heads, scale)
+            ones = attend_one(queries[:n], cache.tensor, step.decode, *limits)
             return torch.cat([ones, chunk]).flatten(1)
 
         return attend

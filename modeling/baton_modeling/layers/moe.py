@@ -72,15 +72,29 @@ class SigmoidRouter(Module):
 
 
 class SoftmaxRouter(Module):
-    """The most probable experts: [T, hidden] -> weights float32, expert ids, both [T, top_k]."""
+    """The most probable experts: [T, hidden] -> weights float32, expert ids, both [T, top_k].
+
+    groups, top_groups: only experts of the best groups are eligible. scale: of the weights. bias:
+    the logits have one.
+    """
 
     rowwise = True
 
     def __init__(
-        self, name: str, hidden: int, experts: int, top_k: int, *, normalise: bool
+        self,
+        name: str,
+        hidden: int,
+        experts: int,
+        top_k: int,
+        *,
+        normalise: bool,
+        scale: float = 1.0,
+        groups: int = 1,
+        top_groups: int = 1,
+        bias: bool = False,
     ) -> None:
-        self.name, self.hidden, self.experts = name, hidden, experts
-        self.top_k, self.normalise = top_k, normalise
+        self.name, self.hidden, self.experts, self.top_k = name, hidden, experts, top_k
+        self.bias, self.choice = bias, (normalise, scale, groups, top_groups)
 
     def signature(self) -> Signature:
         return Signature((REPLICATED,), (REPLICATED, REPLICATED))
@@ -89,15 +103,17 @@ class SoftmaxRouter(Module):
         return (self.top_k, self.top_k)
 
     def weights(self) -> Mapping[str, Weight]:
-        return {
-            "gate": Weight.of(f"{self.name}.weight", self.experts, self.hidden, dtype=torch.float32)
-        }
+        wide = torch.float32
+        weights = {"gate": Weight.of(f"{self.name}.weight", self.experts, self.hidden, dtype=wide)}
+        if self.bias:
+            weights["bias"] = Weight.of(f"{self.name}.bias", self.experts, dtype=wide)
+        return weights
 
     def bind(self, binding: Binding, weights: Mapping[str, Tensor]) -> Compute:
         linear = binding.operator(ops.linear, torch.float32)
         route = binding.operator(ops.route_softmax, torch.float32, experts=self.experts)
-        gate, top_k, normalise = weights["gate"], self.top_k, self.normalise
-        return lambda step, x: route(linear(x.float(), gate, None), top_k, normalise, 1.0)
+        gate, bias, top_k, choice = weights["gate"], weights.get("bias"), self.top_k, self.choice
+        return lambda step, x: route(linear(x.float(), gate, bias), top_k, *choice)
 
 
 class Experts(Module):

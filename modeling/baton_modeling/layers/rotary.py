@@ -21,7 +21,8 @@ from baton_modeling.placements import OWN_TOKENS
 class Rope:
     """Rotary parameters, from ``rope_parameters`` or from ``rope_theta`` and ``rope_scaling``.
 
-    kind: ``default``, ``yarn`` or ``llama3``; the fields they use have their names in configs.
+    kind: ``default``, ``linear``, ``yarn`` or ``llama3``; the fields they use have their names in
+    configs.
     partial: part of each head that is rotated.
     """
 
@@ -75,10 +76,15 @@ def parse_rope(
         raise CheckpointError(f"rope parameters {', '.join(unknown)} are not supported")
     stated = fields.get("partial_rotary_factor") or config.get("partial_rotary_factor")
     partial = float(stated or partial)
-    if kind == "default":
+    if kind in ("default", "dynamic"):
+        # Dynamic NTK only changes positions past max_position_embeddings, which are not served.
         return Rope(theta, partial=partial)
-    if kind not in ("yarn", "llama3"):
-        raise CheckpointError(f"rope type {kind!r} is not supported; default, yarn and llama3 are")
+    if kind not in ("linear", "yarn", "llama3"):
+        raise CheckpointError(
+            f"rope type {kind!r} is not supported; default, linear, dynamic, yarn and llama3 are"
+        )
+    if kind == "linear" and not fields.get("factor"):
+        raise CheckpointError("rope type 'linear' needs a factor, and there is none")
     original = int(
         fields.get("original_max_position_embeddings") or config["max_position_embeddings"]
     )
@@ -125,6 +131,8 @@ def frequencies(rope: Rope, dim: int) -> Tensor:
     powers = rope.theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
     if rope.kind == "default":
         return 1.0 / powers
+    if rope.kind == "linear":
+        return 1.0 / powers / rope.factor
     if rope.kind == "llama3":
         return _llama3(rope, 1.0 / powers)
 

@@ -143,7 +143,7 @@ def test_heads_that_cannot_be_cut_are_refused(make_checkpoint: Callable[..., Pat
         ({"layer_types": ["sliding_attention"] * 4}, "layer_types"),
         ({"linear_num_value_heads": 3}, "linear_num_value_heads = 3; a multiple of 2"),
         ({"linear_conv_kernel_dim": None}, "linear_conv_kernel_dim = None"),
-        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "rope type 'linear'"),
+        ({"rope_parameters": {"rope_type": "longrope", "factor": 2.0}}, "rope type 'longrope'"),
         ({"rope_parameters": {"rope_theta": 1e6, "sections": [1]}}, "sections are not supported"),
     ],
 )
