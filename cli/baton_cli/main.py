@@ -13,6 +13,7 @@ from baton_cli import (
     demo_command,
     doctor_command,
     explain_command,
+    fsm_command,
     generate_command,
     kernels_command,
     serve_command,
@@ -37,6 +38,7 @@ Looking inside:
   baton explain --model DIR    the program that the compiler made of the model
   baton kernels                which operator implementations run here, and why
   baton tune-comm              what collectives cost here, for the compiler
+  baton fsm                    the scheduler's request lifecycle
   baton doctor                 what this machine has, and what is missing
 """
 
@@ -49,6 +51,7 @@ _COMMANDS = (
     explain_command,
     kernels_command,
     tune_comm_command,
+    fsm_command,
     doctor_command,
 )
 
