@@ -54,6 +54,7 @@ class EngineDescription:
     max_running: int
     vocab_size: int
     pool: PoolState
+    why_alone: str | None  # why pages are not exchanged with other workers, None when they are
 
 
 @dataclass(slots=True)
@@ -293,6 +294,7 @@ class Engine:
             max_running=self.config.max_running,
             vocab_size=loaded.ranks.local.vocab_size,
             pool=pool,
+            why_alone=loaded.core.why_alone,
         )
 
     @property
