@@ -17,6 +17,8 @@ class EngineConfig(BaseModel):
 
     model_path: Path
     dtype: Literal["float32", "bfloat16"] = "float32"
+    # How keys, values and latents are kept: "fp8" is float8_e4m3 with a scale per token.
+    kv_cache_dtype: Literal["model", "bfloat16", "fp8"] = "model"
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
 
     page_size: Annotated[int, Field(ge=1, le=1024)] = 16

@@ -16,12 +16,14 @@ from baton_engine.config import EngineConfig
 from baton_engine.groups import group_pages, state_group
 from baton_engine.page_table import PageTable
 from baton_modeling import Communicator, Mesh, Options, load_model, tensor_parallel_mesh
+from baton_modeling.compiler.costs import CostTable
 from baton_modeling.compiler.tuning import load_costs
 from baton_modeling.description import read_model_description
 
 LoadProgress = Callable[[str, float], None]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_CACHE_DTYPES = {"model": None, "bfloat16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
 
 
 def resolve_max_context(config: EngineConfig) -> int:
@@ -132,9 +134,10 @@ class ModelRunner:
 
 
 def _options(config: EngineConfig) -> Options:
-    if config.cost_table is None:
-        return Options()
-    return Options(costs=load_costs(config.cost_table))
+    return Options(
+        costs=CostTable() if config.cost_table is None else load_costs(config.cost_table),
+        cache_dtype=_CACHE_DTYPES[config.kv_cache_dtype],
+    )
 
 
 def set_threads(threads: int | None) -> None:

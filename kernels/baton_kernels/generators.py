@@ -15,6 +15,7 @@ from torch import Tensor
 
 from baton_kernels.paging import PagedRows
 from baton_kernels.states import NO_STATE, StateRows
+from baton_kernels.stored import PACKED, packed_width
 
 Inputs = tuple[tuple[object, ...], dict[str, object]]
 _GARBAGE_PAGE = 2**31 - 7
@@ -130,6 +131,17 @@ def _cache_write(seed: int, dtype: torch.dtype = torch.float32, tokens: int = 6)
     slots = torch.randperm(40, generator=g)[:tokens]
     entries = torch.randn(tokens, 24, generator=g).to(dtype)
     return (cache, entries, slots // 8, slots % 8), {}
+
+
+def _cache_write_as(seed: int, dtype: torch.dtype = torch.float32, tokens: int = 6) -> Inputs:
+    (_, plain, pages, offsets), _ = _cache_write(seed, torch.float32, tokens)
+    if not isinstance(plain, Tensor):
+        raise TypeError("entries are a tensor")
+    entries = torch.cat([100.0 * plain[:, :16], plain[:, 16:]], 1).to(dtype)
+    packed = seed % 2 == 0
+    width, kind = (packed_width(24), PACKED) if packed else (24, torch.bfloat16)
+    cache = torch.zeros(5, 3, 8, width, dtype=kind)[:, 1]
+    return (cache, entries, pages, offsets, (16, 8)), {}
 
 
 def _ragged(seed: int, rows: int) -> list[int]:
@@ -277,6 +289,7 @@ GENERATORS: dict[str, Callable[..., Any]] = {
     "rotary_table": _rotary_table,
     "rotate": _rotate,
     "cache_write": _cache_write,
+    "cache_write_as": _cache_write_as,
     "gqa_decode": _gqa_decode,
     "gqa_prefill": _gqa_prefill,
     "mla_decode": _mla_decode,

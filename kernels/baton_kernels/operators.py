@@ -18,6 +18,7 @@ embedding = Operator(dense.embedding)
 rotary_table = Operator(dense.rotary_table)
 rotate = Operator(dense.rotate)
 cache_write = Operator(mla.cache_write)
+cache_write_as = Operator(mla.cache_write_as)
 gqa_decode = Operator(gqa.gqa_decode)
 gqa_prefill = Operator(gqa.gqa_prefill)
 mla_decode = Operator(mla.mla_decode)
@@ -45,6 +46,7 @@ OPERATORS: dict[str, Operator[..., Any]] = {
         rotary_table,
         rotate,
         cache_write,
+        cache_write_as,
         gqa_decode,
         gqa_prefill,
         mla_decode,

@@ -10,7 +10,7 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from baton_kernels import Operator, PagedRows, Site, StateRows, Verdict
+from baton_kernels import Operator, PagedRows, Site, StateRows, Verdict, ops
 from baton_modeling.batch import ForwardBatch, StateSlots
 from baton_modeling.mesh import Mesh
 from baton_modeling.weights import WeightError
@@ -41,13 +41,14 @@ class CacheView:
 
 @dataclass
 class Binding:
-    """Everything ``Module.bind`` may need on this rank."""
+    """Everything ``Module.bind`` may need on this rank. cache_dtype: None is the model's."""
 
     device: torch.device
     dtype: torch.dtype
     mesh: Mesh
     page_size: int
     overrides: Mapping[str, str] = field(default_factory=dict)
+    cache_dtype: torch.dtype | None = None
     caches: list[CacheView] = field(default_factory=list)
     choices: dict[tuple[str, str], Verdict] = field(default_factory=dict)
 
@@ -59,6 +60,20 @@ class Binding:
         chosen = next(v for v in operator.explain(site, self.overrides) if v.chosen)
         self.choices[operator.name, chosen.implementation] = chosen
         return operator.bind(site, self.overrides)
+
+    @property
+    def converts_cache(self) -> bool:
+        """Whether entries are kept in another type than the model's."""
+        return self.cache_dtype not in (None, self.dtype)
+
+    def cache_write(
+        self, parts: tuple[int, int]
+    ) -> Callable[[Tensor, Tensor, Tensor, Tensor], None]:
+        """Storing of entries made of ``parts``: (cache, entries, pages, offsets)."""
+        if not self.converts_cache:
+            return self.operator(ops.cache_write)
+        write = self.operator(ops.cache_write_as)
+        return lambda cache, entries, pages, offsets: write(cache, entries, pages, offsets, parts)
 
     def cache(self, group: str, layer: int) -> CacheView:
         """The view of one layer of a cache group."""

@@ -8,6 +8,8 @@ from enum import Enum
 
 import torch
 
+from baton_kernels.stored import PACKED, packed_width
+
 
 class GroupKind(Enum):
     """What a page of a group holds, and so how long it is of use."""
@@ -47,6 +49,15 @@ class CacheGroup:
     def arena_shape(self, num_pages: int, page_size: int) -> tuple[int, int, int, int]:
         """Shape of the arena: [num_pages, layers, entries of a page, entry_width]."""
         return (num_pages, self.layers, self.entries(page_size), self.entry_width)
+
+
+def entry_group(
+    name: str, layers: int, elements: int, dtype: torch.dtype, *, replicated: bool
+) -> CacheGroup:
+    """A group of entries of so many elements; float8_e4m3fn stores them with their scales."""
+    if dtype == torch.float8_e4m3fn:
+        return CacheGroup(name, layers, packed_width(elements), PACKED, replicated)
+    return CacheGroup(name, layers, elements, dtype, replicated)
 
 
 @dataclass(frozen=True)

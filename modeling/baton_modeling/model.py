@@ -36,12 +36,15 @@ class Options:
     """How to compile. The defaults are right for serving.
 
     verify: check at run time that what is declared replicated is equal on all ranks (slow).
+    cache_dtype: element type of cached keys, values and latents: float8_e4m3fn (with a scale per
+        token), bfloat16, or None for the model's. Recurrent states stay as they are.
     kernels: implementation by operator; the variable BATON_KERNELS adds to it.
     draft: load the multi-token-prediction layer too; its entries are one more layer of the cache.
     """
 
     costs: CostTable = field(default_factory=CostTable)
     verify: bool = False
+    cache_dtype: torch.dtype | None = None
     kernels: Mapping[str, str] | None = None
     draft: bool = False
 
@@ -143,7 +146,9 @@ def explain_checkpoint(
     Raises CheckpointError, MeshError, CompileError or WeightError as load_model would.
     """
     mesh = mesh or tensor_parallel_mesh(tp)
-    graph = build_family(read_model_description(checkpoint), dtype).graph
+    family = build_family(read_model_description(checkpoint), dtype)
+    family.cache(mesh)  # refuses heads that cannot be cut
+    graph = family.graph
     for application in graph.applications:
         for weight in application.module.weights().values():
             weight.local(mesh)  # refuses sizes that cannot be cut
@@ -175,10 +180,16 @@ def load_model(
     kernels = {**(options.kernels or {}), **environment_overrides()}
     check_overrides(kernels, ops.OPERATORS)
     description = read_model_description(checkpoint)
-    family = build_family(description, dtype)
+    cache_dtype = options.cache_dtype or dtype
+    if cache_dtype not in (dtype, torch.bfloat16, torch.float8_e4m3fn):
+        raise ValueError(
+            f"a cache in {cache_dtype} is not supported; it can be in the model's type, bfloat16 "
+            "or float8_e4m3fn"
+        )
+    family = build_family(description, cache_dtype)
     graph, draft, layout, skipped = _chosen(family, description, options)
     graphs = [graph] if draft is None else [graph, draft]
-    binding = Binding(torch.device(device), dtype, mesh, page_size, kernels)
+    binding = Binding(torch.device(device), dtype, mesh, page_size, kernels, cache_dtype)
     with CheckpointReader(description.path, progress, family.block) as reader:
         declared = {
             name
@@ -212,7 +223,7 @@ def load_model(
         program,
         lowered,
         binding,
-        _fingerprint(description, dtype),
+        _fingerprint(description, dtype, cache_dtype),
         drafter,
     )
 
@@ -232,7 +243,11 @@ def _chosen(
     return drafting.graph, drafting.draft, drafting.cache, drafting.skipped
 
 
-def _fingerprint(description: ModelDescription, dtype: torch.dtype) -> str:
-    """Cached entries depend on the weights and on the type they were computed in."""
+def _fingerprint(
+    description: ModelDescription, dtype: torch.dtype, cache_dtype: torch.dtype
+) -> str:
+    """Cached entries depend on the weights and on the types they were computed and kept in."""
     text = f"{description.fingerprint}/{str(dtype).removeprefix('torch.')}"
+    if cache_dtype != dtype:
+        text += f"/{str(cache_dtype).removeprefix('torch.')}"
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

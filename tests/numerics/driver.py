@@ -44,7 +44,7 @@ class Driver:
         self.random.shuffle(self.free)
         self.arenas = model.cache_layout.allocate(pages, model.page_size)
         for arena in self.arenas.values():
-            arena.fill_(float("nan"))
+            arena.fill_(0x7F if arena.dtype == torch.uint8 else float("nan"))  # NaN in float8
         model.bind_cache(self.arenas)
         self.stateful = [
             group.name for group in model.cache_layout.groups if group.kind is GroupKind.STATE

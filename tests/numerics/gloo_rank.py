@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from baton_modeling import (
+    Communicator,
     CompiledModel,
     CountingComm,
     GlooComm,
@@ -28,27 +29,38 @@ from .groups import ALWAYS_DISPATCH, ALWAYS_GATHER, run_group
 
 PROMPT = [17 * i % 2000 + 16 for i in range(90)]
 CHUNKS = [50, 37, 1, 1, 1]
-CASES = {
-    "tp2": (tensor_parallel_mesh(2), None),
-    "dp2-ep2-gather": (Mesh({"dp": 2, "ep": 2}), ALWAYS_GATHER),
-    "dp2-ep2-dispatch": (Mesh({"dp": 2, "ep": 2}), ALWAYS_DISPATCH),
-}
+CASES = {"tp2": tensor_parallel_mesh(2), "dp2-ep2": Mesh({"dp": 2, "ep": 2})}
 
 
-def one_batch(model: CompiledModel, checked: CompiledModel, comm: CountingComm) -> dict[str, Any]:
+def one_batch(checkpoint: Path, mesh: Mesh) -> dict[str, Any]:
     """All ranks compute one prompt and continue it."""
+    comm = CountingComm(GlooComm(mesh))
+    model = load(checkpoint, comm, Options())
     logits = Driver(model).prefill(Row(PROMPT), CHUNKS)
     collectives = model.explain().collectives()
     assert comm.calls == {k: len(CHUNKS) * n for k, n in collectives.items()}
     # Readers rely on equal bits, who take every rank's pages from one of them.
+    checked = load(checkpoint, comm.inner, Options(verify=True))
     Driver(checked).prefill(Row(PROMPT), [50, 39, 1])
     return {"logits": logits, "continuation": Driver(model).generate(PROMPT, 16)}
 
 
+def groups(checkpoint: Path, mesh: Mesh) -> dict[str, Any]:
+    """Each group computes its requests, experts reached in both ways."""
+    comm, group = GlooComm(mesh), mesh.axis("dp").coordinate(mesh.rank)
+    return {
+        way: run_group(load(checkpoint, comm, Options(costs=costs)), group)
+        for way, costs in (("gather", ALWAYS_GATHER), ("dispatch", ALWAYS_DISPATCH))
+    }
+
+
+def load(checkpoint: Path, comm: Communicator, options: Options) -> CompiledModel:
+    return load_model(checkpoint, mesh=comm.mesh, comm=comm, page_size=PAGE_SIZE, options=options)
+
+
 def main(rank: int, case: str, rendezvous: str, checkpoint: Path, out: Path) -> None:
     torch.set_num_threads(1)
-    mesh, costs = CASES[case]
-    mesh = mesh.at(rank)
+    mesh = CASES[case].at(rank)
     dist.init_process_group(
         "gloo",
         init_method=f"file://{rendezvous}",
@@ -57,21 +69,8 @@ def main(rank: int, case: str, rendezvous: str, checkpoint: Path, out: Path) -> 
         timeout=timedelta(seconds=120),
     )
     try:
-        comm = CountingComm(GlooComm(mesh))
-        options = Options() if costs is None else Options(costs=costs)
-        model = load_model(checkpoint, mesh=mesh, comm=comm, page_size=PAGE_SIZE, options=options)
-        if mesh.axis("dp").size > 1:
-            result: Any = {"steps": run_group(model, mesh.axis("dp").coordinate(rank))}
-        else:
-            checked = load_model(
-                checkpoint,
-                mesh=mesh,
-                comm=comm.inner,
-                page_size=PAGE_SIZE,
-                options=Options(verify=True),
-            )
-            result = one_batch(model, checked, comm)
-        torch.save(result, out)
+        compute = groups if mesh.axis("dp").size > 1 else one_batch
+        torch.save(compute(checkpoint, mesh), out)
     finally:
         dist.destroy_process_group()
 

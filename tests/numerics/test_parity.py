@@ -37,7 +37,7 @@ VARIANTS = [
     "qwen3_5",
     "qwen3_5_moe",
 ]
-# Other values of config fields: one mixed run and greedy continuations each.
+# Other values of config fields: one mixed run and a greedy continuation each.
 OPTIONS = [
     "deepseek_v2_greedy",
     "deepseek_v3_plain_queries",
@@ -140,26 +140,42 @@ def check_mixed(model: CompiledModel, oracle: Oracle) -> None:
         check(torch.cat(got[id(row)]), oracle.logits(row.tokens))
 
 
-def check_greedy(model: CompiledModel, oracle: Oracle) -> None:
-    for seed, count in enumerate((1, 3, 50, 150)):
-        prompt = tokens(seed, count)
-        assert Driver(model).generate(prompt, 20, chunk=64) == oracle.greedy(prompt, 20)
-
-
 def test_mixed_ragged_batches(model: CompiledModel, oracle: Oracle) -> None:
     check_mixed(model, oracle)
 
 
 def test_greedy_continuations(model: CompiledModel, oracle: Oracle) -> None:
-    check_greedy(model, oracle)
+    for seed, count in enumerate((1, 3, 50, 150)):
+        prompt = tokens(seed, count)
+        assert Driver(model).generate(prompt, 20, chunk=64) == oracle.greedy(prompt, 20)
+
+
+def test_after_retraction(model: CompiledModel, oracle: Oracle) -> None:
+    """A request that lost its pages while decoding computes its tokens again, in other pages."""
+    prompt = tokens(12, 40)
+    expected = oracle.greedy(prompt, 10)
+    driver, row = Driver(model), Row(list(prompt))
+    (logits,) = driver.step([(row, len(prompt))], False)
+    for _ in range(4):
+        row.tokens.append(int(logits[-1].argmax()))
+        (logits,) = driver.step([(row, 1)], False)
+    again = Row([*row.tokens, int(logits[-1].argmax())])
+    driver.step([(Row(tokens(13, 30)), 30)], False)  # somebody else's, in between
+    for count in (17, len(again.tokens) - 17):
+        (logits,) = driver.step([(again, count)], False)
+    while len(again.tokens) < len(prompt) + 10:
+        again.tokens.append(int(logits[-1].argmax()))
+        (logits,) = driver.step([(again, 1)], False)
+    assert again.tokens[len(prompt) :] == expected
 
 
 @pytest.mark.parametrize("variant", OPTIONS)
 def test_other_values_of_config_fields(make_checkpoint: Callable[..., Path], variant: str) -> None:
     checkpoint = make_checkpoint(variant)
-    model = load_model(checkpoint, page_size=PAGE_SIZE)
-    check_mixed(model, Oracle(checkpoint))
-    check_greedy(model, Oracle(checkpoint))
+    model, oracle = load_model(checkpoint, page_size=PAGE_SIZE), Oracle(checkpoint)
+    prompt = tokens(2, 50)
+    check_mixed(model, oracle)
+    assert Driver(model).generate(prompt, 8, chunk=32) == oracle.greedy(prompt, 8)
 
 
 def test_a_prefix_in_the_cache(model: CompiledModel, oracle: Oracle) -> None:

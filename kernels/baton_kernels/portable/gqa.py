@@ -9,6 +9,12 @@ from baton_kernels import operators
 from baton_kernels.paging import PagedRows
 from baton_kernels.portable.attention import attention_weights, causal
 from baton_kernels.registry import Band
+from baton_kernels.stored import halves, unpack
+
+
+def gathered(cache: Tensor, pages: Tensor, queries: Tensor) -> Tensor:
+    """Copies of whole pages in the queries' type."""
+    return unpack(cache.index_select(0, pages), halves(cache), queries.dtype)
 
 
 @operators.gqa_decode.register("gathered", band=Band.PORTABLE)
@@ -26,7 +32,7 @@ def gqa_decode(
         batch, kv_heads, heads // kv_heads, size, dtype=queries.dtype, device=queries.device
     )
     grouped = (queries * scale).view(out.shape)
-    entries = cache.index_select(0, rows.flat_pages).view(-1, 2, kv_heads, size)
+    entries = gathered(cache, rows.flat_pages, queries).view(-1, 2, kv_heads, size)
     rest = None if sinks is None else sinks.view(kv_heads, heads // kv_heads, 1)
     first = 0
     for row, (context, pages) in enumerate(zip(rows.contexts, rows.page_counts, strict=True)):
@@ -56,7 +62,7 @@ def gqa_prefill(
         start, stop = rows.starts[row], rows.starts[row + 1]
         if start == stop:
             continue
-        pages = cache.index_select(0, rows.row_pages(row))
+        pages = gathered(cache, rows.row_pages(row), queries)
         entries = pages.view(-1, 2, kv_heads, queries.shape[2])[:context]
         keys, values = entries.repeat_interleave(groups, 2).permute(1, 2, 0, 3)
         out[start:stop] = causal(

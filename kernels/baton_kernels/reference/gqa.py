@@ -1,7 +1,8 @@
 """References of grouped-query attention over a paged cache (Ainslie et al., 2023).
 
 A cache entry of a token is its keys [kv_heads, D], rotated, followed by its values
-[kv_heads, D]. Query head h reads key/value head h // (heads / kv_heads).
+[kv_heads, D]. Query head h reads key/value head h // (heads / kv_heads). The cache may be of
+another type than the queries, see ``baton_kernels.stored``.
 
 window: a query sees itself and the window - 1 tokens before it; 0 is all of them.
 sinks: float32 [heads], a score of each head that takes part in its softmax and has no value
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from baton_kernels.paging import PagedRows
 from baton_kernels.reference.mla import row_entries
+from baton_kernels.stored import halves
 
 
 def gqa_decode(
@@ -71,7 +73,7 @@ def _attend(
     window: int,
     sinks: Tensor | None,
 ) -> Tensor:
-    entries = row_entries(cache, rows, row)
+    entries = row_entries(cache, rows, row, halves(cache))
     keys, values = entries.view(len(entries), 2, kv_heads, -1).unbind(1)
     groups = queries.shape[1] // kv_heads
     keys, values = keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from baton_modeling.cache import CacheGroup, CacheLayout
+from baton_modeling.cache import CacheLayout, entry_group
 from baton_modeling.families.family import ConfigReader, FamilyModel
 from baton_modeling.graph import Graph, Value
 from baton_modeling.layers.embedding import Embedding, OutputHead
@@ -142,7 +142,7 @@ def build(config: Mapping[str, Any], dtype: torch.dtype) -> FamilyModel:
 def cache(c: DeepseekV3, mesh: Mesh, dtype: torch.dtype) -> CacheLayout:
     """The latents, whole on every rank of a group that shares its requests."""
     alone = mesh.axis("dp").size == 1
-    return CacheLayout((CacheGroup("full", c.layers, c.attention.entry, dtype, replicated=alone),))
+    return CacheLayout((entry_group("full", c.layers, c.attention.entry, dtype, replicated=alone),))
 
 
 def attention(

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from baton_kernels import ops
 from baton_modeling.binding import Binding, Step
-from baton_modeling.cache import CacheGroup, CacheLayout
+from baton_modeling.cache import CacheGroup, CacheLayout, entry_group
 from baton_modeling.graph import Compute, Module, Signature
 from baton_modeling.layers.norm import NormWeight
 from baton_modeling.mesh import Mesh
 from baton_modeling.placements import OWN_TOKENS, Shard
-from baton_modeling.weights import Weight
+from baton_modeling.weights import Weight, even_slice
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,10 @@ def head_cache(shape: HeadShape, layers: int, mesh: Mesh, dtype: torch.dtype) ->
 def head_group(shape: HeadShape, layers: int, mesh: Mesh, dtype: torch.dtype) -> CacheGroup:
     """The group of attention layers among others."""
     ranks = mesh.axis("attn_tp").size
+    even_slice(shape.kv_heads, "attn_tp", mesh, "attention", "the number of key/value heads")
     width = 2 * shape.kv_heads * shape.size // ranks
     alone = ranks == 1 and mesh.axis("dp").size == 1
-    return CacheGroup("full", layers, width, dtype, replicated=alone)
+    return entry_group("full", layers, width, dtype, replicated=alone)
 
 
 class HeadNorm(Module):
@@ -140,8 +141,9 @@ class GroupedAttention(Module):
         cache = binding.cache(self.group, self.layer)
         sizes = {"heads": heads, "kv_heads": kv_heads, "head_size": size}
         sizes |= {"window": self.window, "sinks": int(self.sinks)}
+        sizes |= {"converts": int(binding.converts_cache)}
         rotate = binding.operator(ops.rotate)
-        write = binding.operator(ops.cache_write)
+        write = binding.cache_write((kv_heads * size, kv_heads * size))
         attend_one = binding.operator(ops.gqa_decode, None, **sizes)
         attend_chunk = binding.operator(ops.gqa_prefill, None, **sizes)
 

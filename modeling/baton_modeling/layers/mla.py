@@ -77,8 +77,9 @@ class LatentAttention(Module):
         heads = binding.local(shape.heads, self.axis)
         cache = binding.cache(self.group, self.layer)
         sizes = {"heads": heads, "rank": rank, "rope": shape.rope}
+        sizes |= {"converts": int(binding.converts_cache)}
         rotate = binding.operator(ops.rotate)
-        write = binding.operator(ops.cache_write)
+        write = binding.cache_write((rank, shape.rope))
         attend_one = binding.operator(ops.mla_decode, None, **sizes)
         attend_chunk = binding.operator(ops.mla_prefill, None, **sizes)
         up = weights["kv_b"].view(heads, nope + shape.value, rank)

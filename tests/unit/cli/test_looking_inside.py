@@ -84,6 +84,14 @@ def test_what_cannot_be_explained_is_refused(
     assert message in capsys.readouterr().err
 
 
+def test_heads_that_cannot_be_cut_are_refused(
+    make_checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["explain", "--model", str(make_checkpoint("llama")), "--tp", "4"]) == 1
+    message = "the number of key/value heads is 2, which cannot be cut evenly over the 4 ranks"
+    assert message in capsys.readouterr().err
+
+
 def test_a_measured_table_is_written_and_used(
     deepseek_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
