@@ -61,6 +61,9 @@ inline Setup random_setup(Random& random) {
     group.pages = group.least_pages(setup.config.page_size) + random.below(6);
     setup.config.side_groups.push_back(group);
   }
+  if (setup.config.side_groups.empty() && random.below(2)) {
+    setup.config.host_pages = 1 + random.below(8);
+  }
   const std::size_t requests = 2 + random.below(6);
   for (std::size_t i = 0; i < requests; ++i) {
     Script script;
