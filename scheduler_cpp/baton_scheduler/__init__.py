@@ -6,12 +6,15 @@ no threads. See docs/scheduler.md.
 
 from baton_scheduler._core import (
     Admission,
+    CacheGroup,
     Completion,
     Config,
     FinishReason,
     Goal,
     Lease,
+    PoolStats,
     Reply,
+    Retention,
     Role,
     RowKind,
     Scheduler,
@@ -25,12 +28,15 @@ from baton_scheduler.fsm import fsm_mermaid, fsm_table
 
 __all__ = [
     "Admission",
+    "CacheGroup",
     "Completion",
     "Config",
     "FinishReason",
     "Goal",
     "Lease",
+    "PoolStats",
     "Reply",
+    "Retention",
     "Role",
     "RowKind",
     "Scheduler",

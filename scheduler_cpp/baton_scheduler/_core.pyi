@@ -7,6 +7,7 @@ ValueError; events that arrive late, twice or for a request that is gone are ans
 """
 
 import enum
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +67,25 @@ class RowKind(enum.IntEnum):
     PREFILL = 0
     DECODE = 1
 
+class Retention(enum.Enum):
+    WINDOW = 0
+    """The pages that overlap the last `tokens` tokens."""
+    STATE = 1
+    """One recurrent state, and a snapshot of it every `tokens` tokens."""
+
+class CacheGroup:
+    """A group of layers beside full attention, with its own pool of pages."""
+
+    @staticmethod
+    def window(tokens: int, *, pages: int) -> CacheGroup:
+        """A query sees `tokens` tokens, itself one of them."""
+    @staticmethod
+    def state(*, every: int, pages: int) -> CacheGroup:
+        """A page is one state. `every`: a multiple of page_size."""
+    keeps: Retention
+    tokens: int
+    pages: int
+
 class Config:
     def __init__(
         self,
@@ -79,10 +99,12 @@ class Config:
         max_context: int,
         max_waiting: int,
         hold_us: int,
+        side_groups: Sequence[CacheGroup] = (),
     ) -> None:
         """max_running: slots (fetching, prefilling and decoding requests). max_step_tokens: token
         budget of a step, at least max_running. max_waiting: queued requests before QUEUE_FULL.
-        hold_us: how long Prefilled pages wait for their reader. Raises ValueError."""
+        hold_us: how long Prefilled pages wait for their reader. num_pages: of group 0, full
+        attention. side_groups: the groups beside it, numbered from 1. Raises ValueError."""
     role: Role
     page_size: int
     num_pages: int
@@ -92,9 +114,20 @@ class Config:
     max_context: int
     max_waiting: int
     hold_us: int
+    side_groups: list[CacheGroup]
+
+class PoolStats:
+    """Pages of one group, as in Stats."""
+
+    total: int
+    free: int
+    cached: int
+    owned: int
+    referenced: int
+    leased: int
 
 class Stats:
-    """Pages: free + cached + owned + referenced = total, always."""
+    """Pages, of group 0: free + cached + owned + referenced = total, always."""
 
     total_pages: int
     free_pages: int
@@ -139,7 +172,8 @@ class Step:
 
     Every array is a view of the scheduler's memory, int32 unless said, valid until `complete`
     (or, of a step without rows, until the next `plan`). Apply in this order: slot_resets,
-    page_deltas, copies, then the rows. A step without rows need not be completed (it may be).
+    page_deltas, side_deltas, copies, then the rows. A step without rows need not be completed (it
+    may be).
     """
 
     rows: NDArray[np.int32]
@@ -153,6 +187,11 @@ class Step:
     """[D, 3]: slot, page_index, page: what changed in the executor's page table."""
     slot_resets: NDArray[np.int32]
     """[S]: slots whose table row is void; a slot may be given out again in the same step."""
+    side_deltas: NDArray[np.int32]
+    """[E, 4]: group, slot, page_index, page of a window group; page -1: the entry is void."""
+    state_pages: NDArray[np.int32]
+    """[R, S, 2]: for each row and each state group: page to read the state from (-1: the zero
+    state), page to write it to."""
     copies: NDArray[np.int32]
     """[C, 2]: source page, target page: whole-page copies (forks) due before the rows. Like the
     deltas they are not repeated if the step is abandoned: make them in any case."""
@@ -191,6 +230,8 @@ class Completion:
     """[S]: pages that hold these identities now (another request's, if that one was first)."""
     sealed_hashes: NDArray[np.uint8]
     """[S, 16]"""
+    sealed_groups: NDArray[np.int32]
+    """[S]: 0, or the number of the group beside full attention that the page is of."""
     sealed_requests: NDArray[np.uint64]
     sealed_indices: NDArray[np.int32]
     """Page index within the request. A Prefilled request's partial tail page is listed too."""
@@ -256,8 +297,8 @@ class Scheduler:
         HAND_OVER compute on from what arrived. AWAIT with everything arrived and a first token
         decodes on; otherwise it computes here what is missing. finish: the first token ends the
         request (eos)."""
-    def grant(self, hashes: NDArray[np.uint8], now_us: int, ttl_us: int) -> Lease:
-        """hashes: [n, 16]. Leases the longest held prefix of them."""
+    def grant(self, hashes: NDArray[np.uint8], now_us: int, ttl_us: int, group: int = 0) -> Lease:
+        """hashes: [n, 16], all of one group. Leases the longest held prefix of them."""
     def renew(self, lease: int, now_us: int, ttl_us: int) -> bool:
         """False: the lease is over."""
     def release(self, lease: int, now_us: int) -> Verdict:
@@ -265,13 +306,15 @@ class Scheduler:
     def handed_over(self, request: int) -> Reply:
         """The reader has everything: Prefilled -> Finished."""
     def lookup(self, tokens: NDArray[np.int32], key: bytes) -> int:
-        """Tokens of this prompt held as full pages (a prefix)."""
+        """Tokens of this prompt held as full pages (a prefix), and usable in every group."""
+    def pool_stats(self, group: int) -> PoolStats: ...
     def stats(self) -> Stats: ...
     def held_hashes(self) -> NDArray[np.uint8]:
-        """[n, 16]: full pages in the index, for a directory resync. Costs a walk of the index."""
+        """[n, 16]: full pages in the indices of all groups, for a directory resync. Costs a walk
+        of the indices."""
     def state(self, request: int) -> str | None:
         """Name of the request's state; None when it is gone."""
-    def pages(self, request: int) -> NDArray[np.int32]:
+    def pages(self, request: int, group: int = 0) -> NDArray[np.int32]:
         """The request's pages in token order, empty if it holds none. For tests."""
     def check_invariants(self) -> str:
         """Empty when every invariant holds, else what is broken. Walks everything: for tests."""
@@ -281,8 +324,8 @@ def transitions() -> list[tuple[str, str, Reply, str | None]]:
     event leads."""
 
 def page_hashes(
-    tokens: NDArray[np.int32], page_size: int, key: bytes, *, tail: bool = False
+    tokens: NDArray[np.int32], page_size: int, key: bytes, *, tail: bool = False, group: int = 0
 ) -> NDArray[np.uint8]:
     """[n, 16]: chained SipHash-2-4-128 identities, keyed with `key` (16 bytes). Row i identifies
     tokens[0 : (i + 1) * page_size] through its parent. tail appends the identity of the last,
-    partial page, if there is one."""
+    partial page, if there is one. group: salts them, as that group's pages go by."""

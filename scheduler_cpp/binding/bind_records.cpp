@@ -1,6 +1,10 @@
 // Enums and plain records.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <utility>
+#include <vector>
 
 #include "baton/scheduler.h"
 #include "bindings.h"
@@ -10,6 +14,10 @@ namespace {
 
 nb::str text(std::string_view name) {
   return nb::str(name.data(), name.size());
+}
+
+std::size_t count(std::int64_t value) {
+  return static_cast<std::size_t>(value < 0 ? 0 : value);  // problem() refuses 0
 }
 
 // The constexpr table, cell by cell: (state, event, reply, state it leads to or None).
@@ -60,6 +68,26 @@ void bind_records(nb::module_& m) {
       .value("PREFILL", RowKind::kPrefill)
       .value("DECODE", RowKind::kDecode);
 
+  nb::enum_<Retention>(m, "Retention")
+      .value("WINDOW", Retention::kWindow)
+      .value("STATE", Retention::kState);
+  nb::class_<SideGroup>(m, "CacheGroup")
+      .def_static(
+          "window",
+          [](std::int64_t tokens, std::int64_t pages) {
+            return SideGroup{Retention::kWindow, count(tokens), count(pages)};
+          },
+          nb::arg("tokens"), nb::kw_only(), nb::arg("pages"))
+      .def_static(
+          "state",
+          [](std::int64_t every, std::int64_t pages) {
+            return SideGroup{Retention::kState, count(every), count(pages)};
+          },
+          nb::kw_only(), nb::arg("every"), nb::arg("pages"))
+      .def_ro("keeps", &SideGroup::keeps)
+      .def_ro("tokens", &SideGroup::tokens)
+      .def_ro("pages", &SideGroup::pages);
+
   m.def("transitions", transitions);
 
   nb::class_<Config>(m, "Config")
@@ -67,10 +95,8 @@ void bind_records(nb::module_& m) {
           "__init__",
           [](Config* self, Role role, std::int64_t page_size, std::int64_t num_pages,
              std::int64_t max_running, std::int64_t max_step_tokens, std::int64_t max_chunk_tokens,
-             std::int64_t max_context, std::int64_t max_waiting, std::int64_t hold_us) {
-            const auto count = [](std::int64_t value) {
-              return static_cast<std::size_t>(value < 0 ? 0 : value);  // problem() refuses 0
-            };
+             std::int64_t max_context, std::int64_t max_waiting, std::int64_t hold_us,
+             std::vector<SideGroup> side_groups) {
             Config config{role,
                           count(page_size),
                           count(num_pages),
@@ -79,14 +105,16 @@ void bind_records(nb::module_& m) {
                           count(max_chunk_tokens),
                           count(max_context),
                           count(max_waiting),
-                          hold_us};
+                          hold_us,
+                          std::move(side_groups)};
             const std::string problem = config.problem();
             if (!problem.empty()) throw nb::value_error(problem.c_str());
             new (self) Config(config);
           },
           nb::kw_only(), nb::arg("role"), nb::arg("page_size"), nb::arg("num_pages"),
           nb::arg("max_running"), nb::arg("max_step_tokens"), nb::arg("max_chunk_tokens"),
-          nb::arg("max_context"), nb::arg("max_waiting"), nb::arg("hold_us"))
+          nb::arg("max_context"), nb::arg("max_waiting"), nb::arg("hold_us"),
+          nb::arg("side_groups") = std::vector<SideGroup>())
       .def_ro("role", &Config::role)
       .def_ro("page_size", &Config::page_size)
       .def_ro("num_pages", &Config::num_pages)
@@ -95,7 +123,16 @@ void bind_records(nb::module_& m) {
       .def_ro("max_chunk_tokens", &Config::max_chunk_tokens)
       .def_ro("max_context", &Config::max_context)
       .def_ro("max_waiting", &Config::max_waiting)
-      .def_ro("hold_us", &Config::hold_us);
+      .def_ro("hold_us", &Config::hold_us)
+      .def_ro("side_groups", &Config::side_groups);
+
+  nb::class_<PoolStats>(m, "PoolStats")
+      .def_ro("total", &PoolStats::total)
+      .def_ro("free", &PoolStats::free)
+      .def_ro("cached", &PoolStats::cached)
+      .def_ro("owned", &PoolStats::owned)
+      .def_ro("referenced", &PoolStats::referenced)
+      .def_ro("leased", &PoolStats::leased);
 
   nb::class_<Stats>(m, "Stats")
       .def_ro("total_pages", &Stats::total_pages)

@@ -76,6 +76,10 @@ Admission submit(Scheduler& self, RequestId request, const nb::object& tokens,
   for (const Token id : ids) {
     if (id < 0) refuse("tokens has " + std::to_string(id) + ": token ids are not negative");
   }
+  if (self.groups() > 1 && (goal == Goal::kAwait || fetch_pages > 0)) {
+    refuse(std::string(goal == Goal::kAwait ? "goal AWAIT" : "fetch_pages above 0") +
+           " with side_groups: pages of groups beside full attention are not fetched from peers");
+  }
   if (park_us < 0) refuse("park_us is " + std::to_string(park_us) + ": must not be negative");
   if (park_us > 0 && goal == Goal::kHandOver) {
     refuse("park_us is " + std::to_string(park_us) +
@@ -115,15 +119,24 @@ void abandon(Scheduler& self, PyStep& step) {
   if (const auto misuse = self.abandon(step.step)) refuse(*misuse, step.step, 0, 0);
 }
 
-PyLease grant(Scheduler& self, const nb::object& hashes, Micros now, Micros ttl) {
+std::size_t group_of(const Scheduler& scheduler, std::int64_t group) {
+  if (group < 0 || static_cast<std::size_t>(group) >= scheduler.groups()) {
+    refuse("group is " + std::to_string(group) + ": this scheduler has groups 0 to " +
+           std::to_string(scheduler.groups() - 1));
+  }
+  return static_cast<std::size_t>(group);
+}
+
+PyLease grant(Scheduler& self, const nb::object& hashes, Micros now, Micros ttl,
+              std::int64_t group) {
   if (ttl < 1) refuse("ttl_us is " + std::to_string(ttl) + ": must be at least 1");
   std::vector<std::int32_t> pages;
-  const LeaseId id = self.grant(digests(hashes, "hashes"), now, ttl, pages);
+  const LeaseId id = self.grant(digests(hashes, "hashes"), now, ttl, pages, group_of(self, group));
   return {id, copy<std::int32_t, 1>(pages)};
 }
 
 nb::object page_hashes(const nb::object& tokens, std::int64_t page_size, const nb::bytes& key,
-                       bool tail) {
+                       bool tail, std::int64_t group) {
   const auto ids = int32_vector(tokens, "tokens");
   const std::size_t size = count(page_size, "page_size", 1);
   const SipKey sip = sip_key(key);
@@ -135,6 +148,7 @@ nb::object page_hashes(const nb::object& tokens, std::int64_t page_size, const n
     identities.push_back(parent = page_identity(sip, parent, ids.subspan(at, size)));
   }
   if (tail && at < ids.size()) identities.push_back(page_identity(sip, parent, ids.subspan(at)));
+  for (Digest& identity : identities) identity = in_group(identity, count(group, "group", 0));
   return copy<std::uint8_t, sizeof(Digest)>(identities);
 }
 
@@ -148,12 +162,24 @@ nb::object completion_view(PyCompletion& self) {
   return view<Scalar, Columns>(self.completion->*Member, self.home);
 }
 
+// [R, S, 2]: S state groups.
+nb::object state_pages(PyStep& self) {
+  static const std::int32_t nothing[1] = {};
+  const Plan& plan = self.step.plan();
+  const std::size_t states = nb::cast<const Scheduler&>(self.home).config().state_groups();
+  const auto* data = !plan.state_pages.empty() ? &plan.state_pages.front().read : nothing;
+  return nb::ndarray<nb::numpy, const std::int32_t>(data, {plan.rows.size(), states, 2}, self.home)
+      .cast();
+}
+
 void bind_step(nb::module_& m) {
   nb::class_<PyStep>(m, "Step")
       .def_prop_ro("rows", plan_view<std::int32_t, 6, &Plan::rows>)
       .def_prop_ro("requests", plan_view<std::uint64_t, 1, &Plan::requests>)
       .def_prop_ro("token_ids", plan_view<std::int32_t, 1, &Plan::token_ids>)
       .def_prop_ro("page_deltas", plan_view<std::int32_t, 3, &Plan::page_deltas>)
+      .def_prop_ro("side_deltas", plan_view<std::int32_t, 4, &Plan::side_deltas>)
+      .def_prop_ro("state_pages", state_pages)
       .def_prop_ro("slot_resets", plan_view<std::int32_t, 1, &Plan::slot_resets>)
       .def_prop_ro("copies", plan_view<std::int32_t, 2, &Plan::copies>)
       .def_prop_ro("fetch_requests", plan_view<std::uint64_t, 1, &Plan::fetch_requests>)
@@ -175,6 +201,7 @@ void bind_step(nb::module_& m) {
       .def_prop_ro("sealed_requests",
                    completion_view<std::uint64_t, 1, &Completion::sealed_requests>)
       .def_prop_ro("sealed_indices", completion_view<std::int32_t, 1, &Completion::sealed_indices>)
+      .def_prop_ro("sealed_groups", completion_view<std::int32_t, 1, &Completion::sealed_groups>)
       .def_prop_ro("finished_requests",
                    completion_view<std::uint64_t, 1, &Completion::finished_requests>)
       .def_prop_ro("finished_reasons",
@@ -221,7 +248,8 @@ void bind_scheduler(nb::module_& m) {
           },
           nb::arg("request"), nb::arg("first_token").none(), nb::arg("now_us"), nb::kw_only(),
           nb::arg("finish") = false)
-      .def("grant", grant, nb::arg("hashes"), nb::arg("now_us"), nb::arg("ttl_us"))
+      .def("grant", grant, nb::arg("hashes"), nb::arg("now_us"), nb::arg("ttl_us"),
+           nb::arg("group") = 0)
       .def("renew", &Scheduler::renew, nb::arg("lease"), nb::arg("now_us"), nb::arg("ttl_us"))
       .def("release", &Scheduler::release, nb::arg("lease"), nb::arg("now_us"))
       .def("handed_over", &Scheduler::handed_over, nb::arg("request"))
@@ -245,13 +273,19 @@ void bind_scheduler(nb::module_& m) {
           nb::arg("request"))
       .def(
           "pages",
-          [](const Scheduler& self, RequestId request) {
-            return copy<std::int32_t, 1>(self.pages_of(request));
+          [](const Scheduler& self, RequestId request, std::int64_t group) {
+            return copy<std::int32_t, 1>(self.pages_of(request, group_of(self, group)));
           },
-          nb::arg("request"))
+          nb::arg("request"), nb::arg("group") = 0)
+      .def(
+          "pool_stats",
+          [](const Scheduler& self, std::int64_t group) {
+            return self.pool_stats(group_of(self, group));
+          },
+          nb::arg("group"))
       .def("check_invariants", &Scheduler::check_invariants);
   m.def("page_hashes", page_hashes, nb::arg("tokens"), nb::arg("page_size"), nb::arg("key"),
-        nb::kw_only(), nb::arg("tail") = false);
+        nb::kw_only(), nb::arg("tail") = false, nb::arg("group") = 0);
 }
 
 }  // namespace baton::binding

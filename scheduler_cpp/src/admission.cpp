@@ -14,15 +14,15 @@ Record* Scheduler::next_to_admit() const {
 
 // Pages that admission leaves alone so that running decodes are not retracted at once. Nothing is
 // kept back when nothing runs: then whoever fits the pool must get in.
-std::size_t Scheduler::headroom() const {
-  return std::min(population_[kStateIndex<Decoding>], pool_.total() / 32);
+std::size_t Scheduler::headroom(const PagePool& pool) const {
+  return std::min(population_[kStateIndex<Decoding>], pool.total() / 32);
 }
 
 // The head of the queue is looked at again when pages came free, and now and then because its
 // prefix may have become shared; never every step, since matching costs its prompt's pages.
 bool Scheduler::blocked(const Record& record) const {
   return blocked_ && blocked_->request == record.id && running_.size() > 0 &&
-         pool_.available() <= blocked_->available && plans_ < blocked_->retry_at;
+         available() <= blocked_->available && plans_ < blocked_->retry_at;
 }
 
 PageTable Scheduler::match(Sequence& sequence, std::size_t most) {
@@ -32,6 +32,7 @@ PageTable Scheduler::match(Sequence& sequence, std::size_t most) {
     if (!page) break;
     pages.append(std::move(*page));
   }
+  if (!side_pools_.empty()) match_sides(sequence, pages);
   return pages;
 }
 
@@ -98,25 +99,30 @@ Scheduler::Admitted Scheduler::admit(Record& record) {
     const bool fetches = awaits || fetchable > pages.sealed();
     Record* parent = fetches ? nullptr : find(record.terms.parent());
     std::optional<PartialCopy> copy;
-    if (parent) copy = fork(*parent, sequence, pages);
+    // What the other groups hold cannot be cut at any token: there only what is found is shared.
+    if (parent && side_pools_.empty()) copy = fork(*parent, sequence, pages);
     reused = pages.sealed();
     if (!fetches && chunk_limit() == 0) return Admitted::kNoBudget;
     if (!fetches && reused < reusable && being_computed(sequence, reused)) {
       return Admitted::kBehindItsPrefix;
     }
+    const auto fits = [&](bool kept_back) {
+      const std::size_t spare = kept_back ? headroom(pool_) : 0;
+      return pool_.available() >= total - reused + spare && sides_have_room(pages, total);
+    };
     // With nothing running, whoever is parked gives way to whoever can run.
-    while (running_.size() == 0 && pool_.available() < total - reused &&
-           demote_one(record.terms.parent())) {
+    while (running_.size() == 0 && !fits(false) && demote_one(record.terms.parent())) {
       parent = find(record.terms.parent());
       if (!parent) copy.reset();
     }
-    if (pool_.available() < total - reused + headroom()) {
+    if (!fits(true)) {
       pages.clear();
-      blocked_ = Blocked{record.id, pool_.available(), plans_ + 16};
+      blocked_ = Blocked{record.id, available(), plans_ + 16};
       return Admitted::kNoPages;
     }
     pages.reserve(pages_for(sequence.prompt_tokens + sequence.max_new_tokens, config_.page_size));
     while (pages.size() < total) pages.append(*pool_.allocate());
+    take_states(pages.sides());
     if (copy) {
       copied = copy->tokens;
       plan_copy(*parent, std::move(*copy), pages[reused]);
@@ -155,6 +161,7 @@ void Scheduler::announce(Record& record, std::size_t reused_tokens) {
   for (std::size_t index = 0; index < pages.size(); ++index) {
     next_.page_deltas.push_back({raw(slot), static_cast<std::int32_t>(index), raw(pages[index])});
   }
+  announce_sides(pages.sides(), slot);
   if (fetching) {
     start_fetch(record);
   } else {

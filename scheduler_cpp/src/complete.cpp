@@ -79,10 +79,26 @@ std::optional<Misuse> Scheduler::abandon(Step& step) {
   if (current_.rows.empty()) return std::nullopt;
   for (RowClaim& claim : steps_.oldest().rows) {
     Record& record = std::move(claim).settle();
-    if (record.is<Draining>()) settle(record);
+    if (record.is<Draining>()) {
+      settle(record);
+    } else if (snapshot_interval_ && !states_survive(record)) {
+      retract_running(record);
+    }
   }
   land();
   return std::nullopt;
+}
+
+// A row that did not happen may still have written. Pages are written again; a state that was
+// written in place is lost, and its request starts again from its last snapshot.
+bool Scheduler::states_survive(Record& record) {
+  const bool decodes = record.is<Decoding>();
+  SideTables& sides = decodes ? record.as<Decoding>().sides() : record.as<Prefilling>().sides();
+  const std::size_t context =
+      decodes ? record.as<Decoding>().computed() : record.as<Prefilling>().computed();
+  bool survive = true;
+  for (StatePages& state : sides.states) survive &= state.survives(context);
+  return survive;
 }
 
 void Scheduler::complete_decode(Record& record, Token token, RowFlag flag) {
@@ -91,13 +107,22 @@ void Scheduler::complete_decode(Record& record, Token token, RowFlag flag) {
   decoding.on(TokenSampled{token});
   ++generated_tokens_;
   if (decoding.can_seal()) seal_full_pages<Decoding>(record);
+  if (!side_pools_.empty()) {
+    advance_sides(record, decoding.sides(), decoding.slot(), decoding.sequence(),
+                  decoding.computed());
+  }
   stop_if_over(record, flag);
 }
 
 void Scheduler::complete_chunk(Record& record, std::uint32_t tokens) {
-  record.as<Prefilling>().on(ChunkComputed{tokens});
+  Prefilling& prefilling = record.as<Prefilling>();
+  prefilling.on(ChunkComputed{tokens});
   computed_tokens_ += tokens;
   seal_full_pages<Prefilling>(record);
+  if (!side_pools_.empty()) {
+    advance_sides(record, prefilling.sides(), prefilling.slot(), prefilling.sequence(),
+                  prefilling.computed());
+  }
 }
 
 void Scheduler::complete_prompt(Record& record, std::uint32_t tokens, Token token, RowFlag flag) {
@@ -115,6 +140,7 @@ void Scheduler::complete_prompt(Record& record, std::uint32_t tokens, Token toke
   prefilled_.push_back(record);
   completion_.prefilled_requests.push_back(record.id);
   Prefilled& prefilled = record.as<Prefilled>();
+  seal_side_tails(record, prefilled.sides(), prefilled.sequence());
   if (prefilled.pages().owned() == 0) return;
   const std::size_t index = prefilled.pages().sealed();
   const PageId after = prefilled.seal_tail();
@@ -135,6 +161,7 @@ void Scheduler::poison(Record& record) {
   const PageTable& pages =
       record.is<Decoding>() ? record.as<Decoding>().pages() : record.as<Prefilling>().pages();
   for (std::size_t i = 0; i < pages.sealed(); ++i) pool_.forget_unshared(pages.sealed_page(i));
+  forget_sides(pages.sides());
   if (record.is<Decoding>()) {
     stop<Decoding>(record, FinishReason::kPoisoned, completion_.finished_requests,
                    completion_.finished_reasons);
@@ -157,12 +184,18 @@ void Scheduler::seal_full_pages(Record& record) {
   }
 }
 
-void Scheduler::report_sealed(Record& record, SlotId slot, std::size_t index, PageId before,
-                              PageId after, const Digest& identity) {
-  completion_.sealed_pages.push_back(raw(after));
+void Scheduler::note_sealed(const Record& record, std::size_t group, std::size_t index, PageId page,
+                            const Digest& identity) {
+  completion_.sealed_pages.push_back(raw(page));
   completion_.sealed_hashes.push_back(identity);
   completion_.sealed_requests.push_back(record.id);
   completion_.sealed_indices.push_back(static_cast<std::int32_t>(index));
+  completion_.sealed_groups.push_back(static_cast<std::int32_t>(group));
+}
+
+void Scheduler::report_sealed(Record& record, SlotId slot, std::size_t index, PageId before,
+                              PageId after, const Digest& identity) {
+  note_sealed(record, 0, index, after, identity);
   if (before != after) {
     next_.page_deltas.push_back({raw(slot), static_cast<std::int32_t>(index), raw(after)});
   }

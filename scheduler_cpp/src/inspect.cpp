@@ -17,6 +17,31 @@ const PageTable* pages_in(const State& state) {
   return nullptr;
 }
 
+// f(group, page) for every page of a request.
+template <class F>
+void for_each_page(const PageTable& pages, F&& f) {
+  for (std::size_t i = 0; i < pages.size(); ++i) f(std::size_t{0}, pages[i]);
+  for (const WindowTable& table : pages.sides().windows) {
+    for (std::size_t i = table.first(); i < table.end(); ++i) f(table.pool().group(), table[i]);
+  }
+  for (const StatePages& state : pages.sides().states) {
+    state.for_each_page([&](PageId page) { f(state.pool().group(), page); });
+  }
+}
+
+// Which of a request's pages stand where: two worlds with other extents behave otherwise.
+template <class F>
+void put_side_extents(const SideTables& sides, F&& put) {
+  for (const WindowTable& table : sides.windows) {
+    put(table.first());
+    put(table.sealed_end());
+  }
+  for (const StatePages& state : sides.states) {
+    put(static_cast<std::size_t>(state.base().has_value()));
+    put(static_cast<std::size_t>(state.leaves_snapshot()));
+  }
+}
+
 }  // namespace
 
 Stats Scheduler::stats() const {
@@ -48,12 +73,14 @@ Stats Scheduler::stats() const {
 std::size_t Scheduler::lookup(std::span<const Token> tokens, SipKey key) const {
   Digest parent = kRoot;
   std::size_t held = 0;
+  std::vector<Digest> identities;
   while (held + config_.page_size <= tokens.size()) {
     parent = page_identity(key, parent, tokens.subspan(held, config_.page_size));
     if (!pool_.holds(parent)) break;
+    identities.push_back(parent);
     held += config_.page_size;
   }
-  return held;
+  return joint_boundary(identities) * config_.page_size;
 }
 
 std::string_view Scheduler::state_of(RequestId request) const {
@@ -61,17 +88,39 @@ std::string_view Scheduler::state_of(RequestId request) const {
   return record ? kStateNames[record->state.index()] : std::string_view();
 }
 
-std::vector<std::int32_t> Scheduler::pages_of(RequestId request) const {
+std::vector<std::int32_t> Scheduler::pages_of(RequestId request, std::size_t group) const {
   std::vector<std::int32_t> ids;
   const Record* record = find(request);
-  const PageTable* pages = record ? pages_in(record->state) : nullptr;
-  for (std::size_t i = 0; pages && i < pages->size(); ++i) ids.push_back(raw((*pages)[i]));
+  if (const PageTable* pages = record ? pages_in(record->state) : nullptr) {
+    for_each_page(*pages, [&](std::size_t of, PageId page) {
+      if (of == group) ids.push_back(raw(page));
+    });
+  }
   return ids;
 }
 
+PoolStats Scheduler::pool_stats(std::size_t group) const {
+  const PagePool& of = pool(group);
+  return {of.total(), of.free(), of.cached(), of.owned(), of.referenced(), of.leased()};
+}
+
+std::vector<Digest> Scheduler::held_identities() const {
+  std::vector<Digest> held = pool_.held();
+  for (const auto& side : side_pools_) {
+    const std::vector<Digest> beside = side->held();
+    held.insert(held.end(), beside.begin(), beside.end());
+  }
+  return held;
+}
+
 std::string Scheduler::check_invariants() const {
-  std::vector<std::uint32_t> references(pool_.total(), 0);
-  const auto count = [&](PageId page) { ++references[static_cast<std::size_t>(raw(page))]; };
+  std::vector<std::vector<std::uint32_t>> references;
+  for (std::size_t group = 0; group < groups(); ++group) {
+    references.emplace_back(pool(group).total(), 0);
+  }
+  const auto count = [&](std::size_t group, PageId page) {
+    ++references[group][static_cast<std::size_t>(raw(page))];
+  };
   std::array<std::size_t, kStateNames.size()> population{};
   std::size_t slots = 0, quarantined = 0, claims = 0;
   for (const auto& [id, record] : records_) {
@@ -79,9 +128,7 @@ std::string Scheduler::check_invariants() const {
     claims += record->claims();
     slots += record->is<Fetching>() || record->is<Prefilling>() || record->is<Decoding>() ||
              record->is<Draining>();
-    if (const PageTable* pages = pages_in(record->state)) {
-      for (std::size_t i = 0; i < pages->size(); ++i) count((*pages)[i]);
-    }
+    if (const PageTable* pages = pages_in(record->state)) for_each_page(*pages, count);
     if (const auto* draining = std::get_if<Draining>(&record->state)) {
       if (draining->fetch_in_flight()) quarantined += draining->pages().size();
       if (!draining->fetch_in_flight() && record->claims() == 0) {
@@ -113,9 +160,12 @@ std::string Scheduler::check_invariants() const {
   std::size_t claimed = 0;
   if (!steps_.empty()) {
     claimed = steps_.oldest().rows.size() + steps_.oldest().sources.size();
-    for (const SealedPage& pin : steps_.oldest().pins) count(pin.id());
+    for (const SealedPage& pin : steps_.oldest().pins) count(0, pin.id());
   }
-  if (const char* broken = pool_.audit(references); *broken) return broken;
+  for (std::size_t group = 0; group < groups(); ++group) {
+    const char* broken = pool(group).audit(references[group]);
+    if (*broken) return "group " + std::to_string(group) + ": " + broken;
+  }
   if (population != population_) return "the population counts are off";
   if (quarantined != quarantined_) return "the count of quarantined pages is off";
   if (slots + slots_.free() != slots_.total()) return "slots are not conserved";
@@ -132,15 +182,18 @@ std::string Scheduler::check_invariants() const {
 
 std::vector<std::uint64_t> Scheduler::fingerprint() const {
   std::vector<std::uint64_t> print;
-  std::vector<std::int32_t> names(pool_.total(), -1);
+  std::vector<std::vector<std::int32_t>> names;
+  for (std::size_t group = 0; group < groups(); ++group) {
+    names.emplace_back(pool(group).total(), -1);
+  }
   std::int32_t named = 0;
   const auto put = [&](auto value) { print.push_back(static_cast<std::uint64_t>(value)); };
-  const auto put_page = [&](PageId page) {
-    std::int32_t& name = names[static_cast<std::size_t>(raw(page))];
+  const auto put_page = [&](std::size_t group, PageId page) {
+    std::int32_t& name = names[group][static_cast<std::size_t>(raw(page))];
     const bool first = name < 0;
     if (first) name = named++;
     put(name);
-    if (first) put(pool_.findable_identity(page).lo);
+    if (first) put(pool(group).findable_identity(page).lo);
   };
 
   std::vector<const Record*> records;
@@ -169,15 +222,18 @@ std::vector<std::uint64_t> Scheduler::fingerprint() const {
     }
     const PageTable* pages = pages_in(record->state);
     put(pages ? pages->size() : 0);
-    for (std::size_t i = 0; pages && i < pages->size(); ++i) put_page((*pages)[i]);
+    if (pages) for_each_page(*pages, put_page);
+    if (pages) put_side_extents(pages->sides(), put);
   }
   for (const Record* r = prefilled_.front(); r; r = RecordList::after(*r)) put(r->id);
   leases_.for_each([&](const std::vector<LeasedPage>& pages, Micros deadline) {
     put(deadline - now_);
-    for (const LeasedPage& page : pages) put_page(page.id());
+    for (const LeasedPage& page : pages) put_page(page.group(), page.id());
   });
-  put(pool_.free());
-  for (const PageId page : pool_.coldest_first()) put_page(page);
+  for (std::size_t group = 0; group < groups(); ++group) {
+    put(pool(group).free());
+    for (const PageId page : pool(group).coldest_first()) put_page(group, page);
+  }
   if (blocked_) {
     put(blocked_->request);
     put(blocked_->available);

@@ -25,16 +25,42 @@ std::string Config::problem() const {
            ": must be at least max_running (" + std::to_string(max_running) +
            "), since every running request may decode one token in a step";
   }
+  for (std::size_t i = 0; i < side_groups.size(); ++i) {
+    const std::string name = "side_groups[" + std::to_string(i) + "]";
+    const SideGroup& group = side_groups[i];
+    const bool window = group.keeps == Retention::kWindow;
+    const std::string tokens = std::to_string(group.tokens);
+    if (group.tokens < 1 || group.tokens > 0x3fffffff) {
+      return name + " has " + (window ? "a window of " : "a snapshot every ") + tokens +
+             " tokens: must be from 1 to 2^30 - 1";
+    }
+    if (!window && group.tokens % page_size != 0) {
+      return name + " has a snapshot every " + tokens +
+             " tokens: must be a multiple of page_size (" + std::to_string(page_size) + ")";
+    }
+    const std::size_t least = group.least_pages(page_size);
+    if (group.pages < least || group.pages > 0x3fffffff) {
+      return name + " has " + std::to_string(group.pages) + " pages: must be at least " +
+             std::to_string(least) + ", what one request needs, and at most 2^30 - 1";
+    }
+  }
   if (hold_us < 0) return "hold_us is " + std::to_string(hold_us) + ": must not be negative";
   return {};
 }
 
 Scheduler::Scheduler(const Config& config)
-    : config_(config), pool_(config.num_pages), slots_(config.max_running, next_.slot_resets) {
+    : config_(config),
+      snapshot_interval_(config.snapshot_interval()),
+      pool_(config.num_pages),
+      slots_(config.max_running, next_.slot_resets) {
+  const std::size_t groups = 1 + config.side_groups.size();
+  for (const SideGroup& group : config.side_groups) {
+    side_pools_.push_back(std::make_unique<PagePool>(group.pages, 1 + side_pools_.size()));
+  }
   const std::size_t most_sealed =
-      config.max_running + config.max_step_tokens / config.page_size + 1;
-  next_.reserve(config.max_running, config.max_step_tokens);
-  current_.reserve(config.max_running, config.max_step_tokens);
+      groups * (config.max_running + config.max_step_tokens / config.page_size + 1);
+  next_.reserve(config.max_running, config.max_step_tokens, groups - 1);
+  current_.reserve(config.max_running, config.max_step_tokens, groups - 1);
   completion_.reserve(config.max_running, most_sealed);
   running_.reserve(config.max_running);
   prefilling_.reserve(config.max_running);
@@ -191,13 +217,13 @@ Reply Scheduler::fetch_ended(RequestId request, std::optional<Token> first_token
 // ---------------------------------------------------------------- the holder's side
 
 LeaseId Scheduler::grant(std::span<const Digest> identities, Micros now, Micros ttl,
-                         std::vector<std::int32_t>& pages) {
+                         std::vector<std::int32_t>& pages, std::size_t group) {
   at_least(now);
   leases_.expire(now_);
   pages.clear();
   std::vector<LeasedPage> leased;
   for (const Digest& identity : identities) {
-    std::optional<SealedPage> page = pool_.find(identity);
+    std::optional<SealedPage> page = pool(group).find(identity);
     if (!page) break;
     pages.push_back(raw(page->id()));
     leased.emplace_back(std::move(*page));

@@ -63,7 +63,8 @@ LeasedPage::~LeasedPage() {
 
 // ---------------------------------------------------------------- pool
 
-PagePool::PagePool(std::size_t pages) : pages_(pages), index_(pages) {
+PagePool::PagePool(std::size_t pages, std::size_t group)
+    : group_(group), pages_(pages), index_(pages) {
   free_.reserve(pages);
   for (std::size_t i = pages; i-- > 0;) free_.push_back(static_cast<PageId>(i));
 }

@@ -16,6 +16,7 @@ Step Scheduler::plan(Micros now) {
   plan_chunks();
   plan_admissions();
   std::swap(next_.evicted_hashes, pool_.evicted());
+  for (const auto& side : side_pools_) side->take_evicted(next_.evicted_hashes);
   std::swap(next_, current_);
   next_.clear();
   if (!current_.rows.empty()) steps_.launch(plans_);
@@ -56,6 +57,7 @@ void Scheduler::plan_decodes() {
       continue;
     }
     if (record->as<Decoding>().needs_page() && !give_page(*record, i)) continue;
+    if (!side_pools_.empty() && !give_window_page(*record)) continue;
     add_decode_row(*record);
   }
 }
@@ -78,6 +80,16 @@ bool Scheduler::give_page(Record& record, std::size_t index) {
   return true;
 }
 
+// The same in the window groups.
+bool Scheduler::give_window_page(Record& record) {
+  Decoding& decoding = record.as<Decoding>();
+  if (give_side_pages(record, decoding.sides(), decoding.slot(), decoding.computed(), 1)) {
+    return true;
+  }
+  retract_running(record);
+  return false;
+}
+
 // Rows are planned oldest first, so whoever stands after `index` has none in this step yet.
 Record* Scheduler::youngest_after(std::size_t index) const {
   for (std::size_t i = running_.extent(); i-- > index + 1;) {
@@ -88,12 +100,13 @@ Record* Scheduler::youngest_after(std::size_t index) const {
 }
 
 void Scheduler::add_decode_row(Record& record) {
-  const Decoding& decoding = record.as<Decoding>();
+  Decoding& decoding = record.as<Decoding>();
   next_.rows.push_back({raw(decoding.slot()), 1, static_cast<std::int32_t>(decoding.computed()), 1,
                         static_cast<std::int32_t>(next_.token_ids.size()), RowKind::kDecode});
   next_.requests.push_back(record.id);
   next_.token_ids.push_back(decoding.last_token());
   ++next_.sampling_rows;
+  if (snapshot_interval_) add_state_row(decoding.sides(), decoding.computed(), 1, !record.claims());
   steps_.spare().rows.emplace_back(record, 1, true);
   --budget_;
 }
@@ -105,13 +118,18 @@ std::size_t Scheduler::chunk_limit() const {
 void Scheduler::plan_chunks() {
   for (Record* record : prefilling_) {
     if (chunk_limit() == 0) return;
-    add_chunk_row(*record);
+    if (record->is<Prefilling>()) add_chunk_row(*record);  // else retracted a moment ago
   }
 }
 
 void Scheduler::add_chunk_row(Record& record) {
-  const Prefilling& prefilling = record.as<Prefilling>();
-  const std::size_t chunk = std::min(prefilling.remaining(), chunk_limit());
+  Prefilling& prefilling = record.as<Prefilling>();
+  std::size_t chunk = std::min(prefilling.remaining(), chunk_limit());
+  if (!side_pools_.empty()) {
+    chunk = give_side_pages(record, prefilling.sides(), prefilling.slot(), prefilling.computed(),
+                            chunk);
+    if (chunk == 0) return;  // those who hold the pages go on
+  }
   const bool samples = chunk == prefilling.remaining();
   const std::span<const Token> tokens = prefilling.sequence().tokens.all();
   const auto from = tokens.begin() + static_cast<std::ptrdiff_t>(prefilling.computed());
@@ -121,6 +139,9 @@ void Scheduler::add_chunk_row(Record& record) {
   next_.requests.push_back(record.id);
   next_.token_ids.insert(next_.token_ids.end(), from, from + static_cast<std::ptrdiff_t>(chunk));
   next_.sampling_rows += samples;
+  if (snapshot_interval_) {
+    add_state_row(prefilling.sides(), prefilling.computed(), chunk, !record.claims());
+  }
   steps_.spare().rows.emplace_back(record, static_cast<std::uint32_t>(chunk), samples);
   budget_ -= chunk;
   chunk_budget_ -= chunk;

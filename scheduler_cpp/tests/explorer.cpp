@@ -83,6 +83,22 @@ std::vector<Named> configurations() {
                  {small_config(4, 2, 1, Role::kFused),
                   {script({0, 0, 0}, 3, generate), script({0, 0}, 2, await),
                    script({0, 0, 0}, 1, hand_over), script({1}, 3, generate, 1)}}});
+  const auto beside = [](Config config, std::vector<SideGroup> groups) {
+    config.side_groups = std::move(groups);
+    return config;
+  };
+  all.push_back({"a window beside full attention: 3 requests",
+                 {beside(small_config(6, 3, 3, Role::kFused), {window(3, 3)}),
+                  {script({0, 0, 1, 1, 2}, 3, generate), script({0, 0, 1, 1}, 2, generate),
+                   script({0, 0, 1, 1, 2}, 1, hand_over)}}});
+  all.push_back({"snapshots beside full attention: 3 requests",
+                 {beside(small_config(6, 3, 3, Role::kFused), {state(2, 4)}),
+                  {script({0, 0, 1, 1, 2}, 3, generate), script({0, 0, 1}, 3, generate),
+                   script({0, 0, 1, 1, 2}, 1, hand_over)}}});
+  all.push_back({"window and snapshots, both scarce: 3 requests",
+                 {beside(small_config(5, 2, 4, Role::kDecode), {window(2, 2), state(4, 2)}),
+                  {script({0, 0, 1, 1, 2}, 4, generate), script({0, 0, 1, 1, 2}, 3, generate),
+                   script({0, 1}, 4, generate)}}});
   return all;
 }
 

@@ -25,9 +25,15 @@ World::World(const Setup& setup)
     : setup_(setup),
       scheduler_(setup.config),
       requests_(setup.scripts.size()),
-      tables_(setup.config.max_running),
-      contents_(setup.config.num_pages, std::vector<Tag>(setup.config.page_size, kGarbage)),
-      remote_writer_(setup.config.num_pages, -1) {}
+      tables_(scheduler_.groups(),
+              std::vector<std::vector<std::int32_t>>(setup.config.max_running)),
+      remote_writer_(setup.config.num_pages, -1) {
+  const std::vector<Tag> blank(setup.config.page_size, kGarbage);
+  contents_.emplace_back(setup.config.num_pages, blank);
+  for (const SideGroup& group : setup.config.side_groups) {
+    contents_.emplace_back(group.pages, blank);
+  }
+}
 
 void World::fail(const std::string& what) {
   if (fault_.empty()) fault_ = what;
@@ -84,7 +90,8 @@ bool World::is_enabled(Event event) const {
     case Kind::kFetchLost:
       return fetches_.contains(event.a);
     case Kind::kGrant:
-      return known && requests_[a].submitted && leases_.size() < setup_.max_leases;
+      return a / requests_.size() < scheduler_.groups() &&
+             requests_[a % requests_.size()].submitted && leases_.size() < setup_.max_leases;
     case Kind::kRelease:
       return a < leases_.size();
     case Kind::kHandedOver:
@@ -117,7 +124,7 @@ std::vector<Event> World::enabled() const {
   offer(Kind::kArrive, n);
   offer(Kind::kFetchDone, n);
   offer(Kind::kFetchLost, n);
-  offer(Kind::kGrant, n);
+  offer(Kind::kGrant, n * scheduler_.groups());
   offer(Kind::kRelease, leases_.size());
   offer(Kind::kHandedOver, n);
   offer(Kind::kRenewPark, n);

@@ -47,7 +47,7 @@ enum class Kind : std::uint8_t {
   kArrive,      // the next page of request a's fetch
   kFetchDone,   // of request a, with a first token (if it may have one)
   kFetchLost,   // of request a
-  kGrant,       // lease of request a's pages, tail included
+  kGrant,       // lease of request a's pages, tail included; a + n * g: in group g
   kRelease,     // lease number a
   kHandedOver,  // request a
   kRenewPark,   // of request a
@@ -103,6 +103,7 @@ class World {
     Micros deadline;
     std::vector<std::int32_t> pages;
     std::vector<std::vector<Tag>> contents;
+    std::size_t group;
   };
 
   bool is_enabled(Event event) const;
@@ -119,6 +120,16 @@ class World {
   void do_stray(int request);
   void take_plan();
   void check_reads(const char* when);
+  void take_side_plan();
+  void check_side_writers();
+  void check_side_reads(const char* when);
+  void write_sides(bool happened);
+  void check_side_seal(const Completion& completion, std::size_t entry);
+  const SideGroup& side(std::size_t group) const { return setup_.config.side_groups[group - 1]; }
+  std::vector<Tag>& content(std::size_t group, std::int32_t page) {
+    return contents_[group][static_cast<std::size_t>(page)];
+  }
+  std::int32_t page_at(std::size_t group, const Row& row, std::size_t position) const;
   void check_progress();
   void check_all();
   void fail(const std::string& what);
@@ -126,14 +137,16 @@ class World {
   Token next_token(const Request& request, std::size_t position) const;
   int script_of(RequestId request) const { return static_cast<int>(request) - 1; }
   SipKey key(int request) const;
-  std::int32_t page_at(const Row& row, std::size_t position) const;
+  std::int32_t page_at(const Row& row, std::size_t position) const {
+    return page_at(0, row, position);
+  }
 
   Setup setup_;
   Scheduler scheduler_;
   Micros now_ = 0;
   std::vector<Request> requests_;
-  std::vector<std::vector<std::int32_t>> tables_;  // the executor's page tables, by slot
-  std::vector<std::vector<Tag>> contents_;         // by page
+  std::vector<std::vector<std::vector<std::int32_t>>> tables_;  // page tables, by group and slot
+  std::vector<std::vector<std::vector<Tag>>> contents_;  // by group and page; one tag for a state
   std::vector<int> remote_writer_;  // by page: request whose fetch may write it, or -1
   std::map<int, Fetch> fetches_;
   std::vector<LeaseSeen> leases_;

@@ -14,6 +14,12 @@ void World::check_all() {
       stats.total_pages) {
     return fail("pages are not conserved");
   }
+  for (std::size_t group = 0; group < scheduler_.groups(); ++group) {
+    const PoolStats pool = scheduler_.pool_stats(group);
+    if (pool.free + pool.cached + pool.owned + pool.referenced != pool.total) {
+      return fail("pages of group " + std::to_string(group) + " are not conserved");
+    }
+  }
   // A page under a remote write belongs to the request that asked for it, and to nobody else.
   for (std::size_t page = 0; page < remote_writer_.size(); ++page) {
     if (remote_writer_[page] < 0) continue;
@@ -57,7 +63,10 @@ void World::drain() {
                 stats.draining ==
             0 &&
         !step_) {
-      if (stats.free_pages + stats.cached_pages != stats.total_pages) fail("pages leaked");
+      for (std::size_t group = 0; group < scheduler_.groups(); ++group) {
+        const PoolStats pool = scheduler_.pool_stats(group);
+        if (pool.free + pool.cached != pool.total) fail("pages leaked");
+      }
       return;
     }
   }

@@ -12,7 +12,7 @@ void World::do_arrive(int a) {
   for (std::size_t i = 0; i < setup_.config.page_size; ++i) {
     const std::size_t position = static_cast<std::size_t>(index) * setup_.config.page_size + i;
     if (position >= request.prompt) break;
-    contents_[static_cast<std::size_t>(page)][i] = request.tags[position];
+    content(0, page)[i] = request.tags[position];
   }
   remote_writer_[static_cast<std::size_t>(page)] = -1;
   ++fetch.arrived;
@@ -44,30 +44,37 @@ void World::do_fetch_end(int a, bool done) {
   }
 }
 
-void World::do_grant(int a) {
+void World::do_grant(int which) {
+  const int a = which % static_cast<int>(requests_.size());
+  const std::size_t group = static_cast<std::size_t>(which) / requests_.size();
   const Request& request = requests_[static_cast<std::size_t>(a)];
+  const std::size_t page_size = setup_.config.page_size;
   const std::size_t prompt = request.prompt;
+  const bool state = group > 0 && side(group).keeps == Retention::kState;
+  const std::size_t first = group == 0 ? 0
+                            : state    ? (prompt - 1) / page_size
+                                       : side(group).first_needed(prompt, page_size);
   std::vector<Digest> identities;
   Digest parent = kRoot;
-  for (std::size_t at = 0; at < prompt; at += setup_.config.page_size) {
-    const std::size_t n = std::min(setup_.config.page_size, prompt - at);
+  for (std::size_t at = 0; at < prompt; at += page_size) {
+    const std::size_t n = std::min(page_size, prompt - at);
     parent = page_identity(key(a), parent, std::span(request.tokens).subspan(at, n));
-    identities.push_back(parent);
+    if (at / page_size >= first) identities.push_back(in_group(parent, group));
   }
   std::vector<std::int32_t> pages;
-  const LeaseId id = scheduler_.grant(identities, now_, setup_.lease_ttl, pages);
+  const LeaseId id = scheduler_.grant(identities, now_, setup_.lease_ttl, pages, group);
   if ((id == 0) != pages.empty()) fail("a lease without pages, or pages without a lease");
   if (id == 0) return;
-  LeaseSeen lease{id, now_ + setup_.lease_ttl, pages, {}};
+  LeaseSeen lease{id, now_ + setup_.lease_ttl, pages, {}, group};
   for (std::size_t i = 0; i < pages.size(); ++i) {
-    const auto& content = contents_[static_cast<std::size_t>(pages[i])];
-    for (std::size_t k = 0; k < setup_.config.page_size; ++k) {
-      const std::size_t position = i * setup_.config.page_size + k;
-      if (position < prompt && content[k] != request.tags[position]) {
+    const auto& held = content(group, pages[i]);
+    for (std::size_t k = 0; k < (state ? 1 : page_size); ++k) {
+      const std::size_t position = state ? prompt - 1 : (first + i) * page_size + k;
+      if (position < prompt && held[k] != request.tags[position]) {
         fail("a leased page does not hold what its identity says");
       }
     }
-    lease.contents.push_back(content);
+    lease.contents.push_back(held);
   }
   leases_.push_back(std::move(lease));
 }
@@ -79,7 +86,7 @@ void World::do_release(std::size_t index) {
   if ((verdict == Verdict::kValid) != (now_ <= lease.deadline)) fail("a wrong verdict");
   if (verdict != Verdict::kValid) return;
   for (std::size_t i = 0; i < lease.pages.size(); ++i) {
-    if (contents_[static_cast<std::size_t>(lease.pages[i])] != lease.contents[i]) {
+    if (content(lease.group, lease.pages[i]) != lease.contents[i]) {
       fail("a page changed under a lease that was judged valid");
     }
   }

@@ -15,8 +15,8 @@ void World::do_plan() {
   }
 }
 
-std::int32_t World::page_at(const Row& row, std::size_t position) const {
-  const auto& table = tables_[static_cast<std::size_t>(row.slot)];
+std::int32_t World::page_at(std::size_t group, const Row& row, std::size_t position) const {
+  const auto& table = tables_[group][static_cast<std::size_t>(row.slot)];
   const std::size_t index = position / setup_.config.page_size;
   return index < table.size() ? table[index] : -1;
 }
@@ -24,26 +24,27 @@ std::int32_t World::page_at(const Row& row, std::size_t position) const {
 // The executor's part: tables, fetches, then what the rows say.
 void World::take_plan() {
   const Plan& plan = step_->plan();
-  for (const std::int32_t slot : plan.slot_resets) tables_[static_cast<std::size_t>(slot)].clear();
+  for (const std::int32_t slot : plan.slot_resets) {
+    for (auto& tables : tables_) tables[static_cast<std::size_t>(slot)].clear();
+  }
   for (const PageDelta& delta : plan.page_deltas) {
-    auto& table = tables_[static_cast<std::size_t>(delta.slot)];
+    auto& table = tables_[0][static_cast<std::size_t>(delta.slot)];
     if (table.size() <= static_cast<std::size_t>(delta.page_index)) {
       table.resize(static_cast<std::size_t>(delta.page_index) + 1, -1);
     }
     table[static_cast<std::size_t>(delta.page_index)] = delta.page;
   }
   for (const PageCopy& copy : plan.copies) {
-    contents_[static_cast<std::size_t>(raw(copy.target))] =
-        contents_[static_cast<std::size_t>(raw(copy.source))];
+    content(0, raw(copy.target)) = content(0, raw(copy.source));
   }
+  if (scheduler_.groups() > 1) take_side_plan();
   for (std::size_t i = 0; i < plan.fetch_requests.size(); ++i) {
     const int a = script_of(plan.fetch_requests[i]);
     const FetchPage page = plan.fetch_pages[i];
     int& writer = remote_writer_[static_cast<std::size_t>(page.page)];
     if (writer >= 0) fail("a fetch targets a page that another fetch may still write");
     writer = a;
-    std::fill(contents_[static_cast<std::size_t>(page.page)].begin(),
-              contents_[static_cast<std::size_t>(page.page)].end(), kGarbage);
+    std::fill(content(0, page.page).begin(), content(0, page.page).end(), kGarbage);
     fetches_[a].pages.emplace_back(page.page_index, page.page);
   }
   for (std::size_t i = 0; i < plan.admitted_requests.size(); ++i) {
@@ -100,12 +101,13 @@ void World::take_plan() {
     }
     if (holders != 1) fail("a row writes a page that has " + std::to_string(holders) + " holders");
     for (const LeaseSeen& lease : leases_) {
-      if (lease.deadline >= now_ &&
+      if (lease.group == 0 && lease.deadline >= now_ &&
           std::find(lease.pages.begin(), lease.pages.end(), page) != lease.pages.end()) {
         fail("a row writes a leased page");
       }
     }
   }
+  if (scheduler_.groups() > 1) check_side_writers();
   check_reads("planned");
 }
 
@@ -120,13 +122,13 @@ void World::check_reads(const char* when) {
       const auto position = static_cast<std::size_t>(p);
       const std::int32_t page = page_at(row, position);
       if (page < 0 ||
-          contents_[static_cast<std::size_t>(page)][position % setup_.config.page_size] !=
-              request.tags[position]) {
+          content(0, page)[position % setup_.config.page_size] != request.tags[position]) {
         fail(std::string("a row reads what was never written, when ") + when);
         return;
       }
     }
   }
+  if (scheduler_.groups() > 1) check_side_reads(when);
 }
 
 void World::do_complete(int variant) {
@@ -142,8 +144,8 @@ void World::do_complete(int variant) {
     const Request& request = requests_[static_cast<std::size_t>(a)];
     for (std::int32_t t = 0; t < row.query_tokens; ++t) {
       const auto position = static_cast<std::size_t>(row.context_tokens + t);
-      const auto page = static_cast<std::size_t>(page_at(row, position));
-      contents_[page][position % setup_.config.page_size] = request.tags[position];
+      content(0, page_at(row, position))[position % setup_.config.page_size] =
+          request.tags[position];
     }
     if (!row.samples) continue;
     const auto last = static_cast<std::size_t>(row.context_tokens + row.query_tokens - 1);
@@ -152,6 +154,7 @@ void World::do_complete(int variant) {
     tokens.push_back(next_token(request, last));
     sampled.push_back(a);
   }
+  if (scheduler_.groups() > 1) write_sides(true);
   const auto outcome = scheduler_.complete(*step_, tokens, flags, now_);
   step_.reset();
   const auto* completion = std::get_if<const Completion*>(&outcome);
@@ -173,15 +176,19 @@ void World::do_complete(int variant) {
     }
   }
   for (std::size_t i = 0; i < (*completion)->sealed_pages.size(); ++i) {
+    if ((*completion)->sealed_groups[i] > 0) {
+      check_side_seal(**completion, i);
+      continue;
+    }
     const Request& request =
         requests_[static_cast<std::size_t>(script_of((*completion)->sealed_requests[i]))];
-    const auto& content = contents_[static_cast<std::size_t>((*completion)->sealed_pages[i])];
+    const auto& sealed = content(0, (*completion)->sealed_pages[i]);
     const auto first =
         static_cast<std::size_t>((*completion)->sealed_indices[i]) * setup_.config.page_size;
     for (std::size_t p = first; p < first + setup_.config.page_size && p < request.tags.size() &&
                                 p + 1 < request.tokens.size();
          ++p) {
-      if (content[p - first] != request.tags[p]) return fail("a page was sealed unwritten");
+      if (sealed[p - first] != request.tags[p]) return fail("a page was sealed unwritten");
     }
   }
 }
@@ -192,10 +199,10 @@ void World::do_abandon() {
   for (const Row& row : plan.rows) {
     for (std::int32_t t = 0; t < row.query_tokens; ++t) {
       const auto position = static_cast<std::size_t>(row.context_tokens + t);
-      const auto page = static_cast<std::size_t>(page_at(row, position));
-      contents_[page][position % setup_.config.page_size] = kGarbage;
+      content(0, page_at(row, position))[position % setup_.config.page_size] = kGarbage;
     }
   }
+  if (scheduler_.groups() > 1) write_sides(false);
   if (scheduler_.abandon(*step_)) fail("abandoning was refused");
   step_.reset();
 }

@@ -94,6 +94,7 @@ class [[nodiscard]] LeasedPage {
   ~LeasedPage();
 
   PageId id() const { return page_.id(); }
+  inline std::size_t group() const;
 
  private:
   PagePool* pool_;
@@ -102,7 +103,8 @@ class [[nodiscard]] LeasedPage {
 
 class PagePool {
  public:
-  explicit PagePool(std::size_t pages);
+  // `group`: of the pages, for those who ask a page where it belongs.
+  explicit PagePool(std::size_t pages, std::size_t group = 0);
   PagePool(const PagePool&) = delete;
   PagePool& operator=(const PagePool&) = delete;
 
@@ -115,6 +117,7 @@ class PagePool {
   // freed with this reference.
   void forget_unshared(const SealedPage& page);
 
+  std::size_t group() const { return group_; }
   std::size_t total() const { return pages_.size(); }
   std::size_t free() const { return free_.size(); }
   std::size_t cached() const { return cached_; }
@@ -125,6 +128,11 @@ class PagePool {
 
   // Identities that left the index since the list was last taken (full pages only).
   std::vector<Digest>& evicted() { return evicted_; }
+  // Moves that list to the end of `list`.
+  void take_evicted(std::vector<Digest>& list) {
+    list.insert(list.end(), evicted_.begin(), evicted_.end());
+    evicted_.clear();
+  }
   // Identities of all full pages in the index, in page order.
   [[nodiscard]] std::vector<Digest> held() const;
   // Evictable pages, the next to go first.
@@ -166,6 +174,7 @@ class PagePool {
   void link_warmest(PageId id);
   void unlink(PageId id);
 
+  std::size_t group_;
   std::vector<Page> pages_;
   std::vector<PageId> free_;
   PrefixIndex index_;
@@ -176,5 +185,9 @@ class PagePool {
   std::size_t owned_ = 0;
   std::size_t leased_ = 0;
 };
+
+inline std::size_t LeasedPage::group() const {
+  return pool_->group();
+}
 
 }  // namespace baton

@@ -1,4 +1,5 @@
-// The pages of one request, in token order: shared sealed ones first, then writable ones.
+// The pages of one request, in token order: shared sealed ones first, then writable ones; and what
+// it holds in the groups beside full attention.
 #pragma once
 
 #include <algorithm>
@@ -9,6 +10,7 @@
 
 #include "baton/ids.h"
 #include "baton/page_pool.h"
+#include "baton/side_tables.h"
 
 namespace baton {
 
@@ -28,6 +30,7 @@ class [[nodiscard]] PageTable {
     sealed_ = std::move(other.sealed_);
     owned_ = std::move(other.owned_);
     first_owned_ = std::exchange(other.first_owned_, 0);
+    sides_ = std::move(other.sides_);
     return *this;
   }
   PageTable(const PageTable&) = delete;
@@ -44,6 +47,9 @@ class [[nodiscard]] PageTable {
                                   : owned_[first_owned_ + index - sealed_.size()].id();
   }
   const SealedPage& sealed_page(std::size_t index) const { return sealed_[index]; }
+
+  SideTables& sides() { return sides_; }
+  const SideTables& sides() const { return sides_; }
 
   // Sealed pages go in front of every writable one.
   void append(SealedPage&& page) {
@@ -86,9 +92,16 @@ class [[nodiscard]] PageTable {
     }
   }
 
+  // Keeps the first `pages`, which are sealed.
+  void truncate(std::size_t pages) {
+    assert(owned() == 0);
+    while (sealed_.size() > pages) sealed_.pop_back();
+  }
+
   // Writable pages are dropped first, then references from the last page to the first, so that a
   // prefix outlives its continuations in the cache.
   void clear() {
+    sides_.clear();
     owned_.clear();
     first_owned_ = 0;
     while (!sealed_.empty()) sealed_.pop_back();
@@ -108,6 +121,7 @@ class [[nodiscard]] PageTable {
   std::vector<SealedPage> sealed_;
   std::vector<OwnedPage> owned_;
   std::size_t first_owned_ = 0;  // those before it have been sealed
+  SideTables sides_;
 };
 
 }  // namespace baton

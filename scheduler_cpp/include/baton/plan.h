@@ -8,6 +8,7 @@
 #include "baton/ids.h"
 #include "baton/page_pool.h"
 #include "baton/prefix_hash.h"
+#include "baton/side_tables.h"
 
 namespace baton {
 
@@ -30,6 +31,15 @@ struct PageDelta {
 };
 static_assert(sizeof(PageDelta) == 3 * sizeof(std::int32_t));
 
+// The same for a window group; page -1: the entry is void.
+struct SideDelta {
+  std::int32_t group;
+  std::int32_t slot;
+  std::int32_t page_index;
+  std::int32_t page;
+};
+static_assert(sizeof(SideDelta) == 4 * sizeof(std::int32_t));
+
 struct FetchPage {
   std::int32_t page_index;
   std::int32_t page;
@@ -45,6 +55,8 @@ struct Plan {
   std::vector<RequestId> requests;
   std::vector<Token> token_ids;
   std::vector<PageDelta> page_deltas;
+  std::vector<SideDelta> side_deltas;
+  std::vector<StateRow> state_pages;  // of each row, one for each state group
   std::vector<std::int32_t> slot_resets;
   std::vector<PageCopy> copies;
   std::vector<RequestId> fetch_requests;
@@ -61,8 +73,10 @@ struct Plan {
   std::vector<Digest> evicted_hashes;
   std::size_t sampling_rows = 0;
 
-  void reserve(std::size_t running, std::size_t step_tokens) {
+  void reserve(std::size_t running, std::size_t step_tokens, std::size_t side_groups) {
     rows.reserve(running);
+    side_deltas.reserve(side_groups * 2 * running);
+    state_pages.reserve(side_groups * running);
     requests.reserve(running);
     token_ids.reserve(step_tokens);
     page_deltas.reserve(running + step_tokens);
@@ -74,6 +88,8 @@ struct Plan {
     requests.clear();
     token_ids.clear();
     page_deltas.clear();
+    side_deltas.clear();
+    state_pages.clear();
     slot_resets.clear();
     copies.clear();
     fetch_requests.clear();
@@ -97,6 +113,7 @@ struct Completion {
   std::vector<Digest> sealed_hashes;
   std::vector<RequestId> sealed_requests;
   std::vector<std::int32_t> sealed_indices;
+  std::vector<std::int32_t> sealed_groups;
   std::vector<RequestId> finished_requests;
   std::vector<std::int32_t> finished_reasons;
   std::vector<RequestId> prefilled_requests;
@@ -106,6 +123,7 @@ struct Completion {
     sealed_hashes.reserve(sealed);
     sealed_requests.reserve(sealed);
     sealed_indices.reserve(sealed);
+    sealed_groups.reserve(sealed);
     finished_requests.reserve(running);
     finished_reasons.reserve(running);
     prefilled_requests.reserve(running);
@@ -116,6 +134,7 @@ struct Completion {
     sealed_hashes.clear();
     sealed_requests.clear();
     sealed_indices.clear();
+    sealed_groups.clear();
     finished_requests.clear();
     finished_reasons.clear();
     prefilled_requests.clear();

@@ -161,13 +161,16 @@ class RunningList {
     ++live_;
   }
   void remove(const Record& record) {
+    entries_[index_of(record)].record = nullptr;
+    --live_;
+  }
+  std::size_t index_of(const Record& record) const {
     auto at =
         std::lower_bound(entries_.begin(), entries_.end(), record.rank(),
                          [](const Entry& entry, const auto& rank) { return entry.rank < rank; });
     // A hole of the same request may stand before it, if it left and came back between two walks.
     while (at->record != &record) ++at;
-    at->record = nullptr;
-    --live_;
+    return static_cast<std::size_t>(at - entries_.begin());
   }
   // Closes holes.
   void compact() {

@@ -101,6 +101,7 @@ class [[nodiscard]] Prefilling {
 
   Sequence& sequence() const { return *sequence_; }
   const PageTable& pages() const { return pages_; }
+  SideTables& sides() { return pages_.sides(); }
   SlotId slot() const { return slot_.id(); }
   std::size_t computed() const { return computed_; }
   std::size_t remaining() const { return sequence_->tokens.size() - computed_; }
@@ -138,6 +139,7 @@ class [[nodiscard]] Prefilled {
 
   Sequence& sequence() const { return *sequence_; }
   const PageTable& pages() const { return pages_; }
+  SideTables& sides() { return pages_.sides(); }
   Micros hold_deadline() const { return hold_deadline_; }
 
   // A partial last page is sealed under its own identity. Says which page that is now.
@@ -168,6 +170,7 @@ class [[nodiscard]] Decoding {
 
   Sequence& sequence() const { return *sequence_; }
   const PageTable& pages() const { return pages_; }
+  SideTables& sides() { return pages_.sides(); }
   SlotId slot() const { return slot_.id(); }
   std::size_t computed() const { return computed_; }
   Token last_token() const { return last_token_; }

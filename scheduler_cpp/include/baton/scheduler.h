@@ -11,6 +11,7 @@
 
 #include <array>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <set>
 #include <span>
@@ -20,6 +21,7 @@
 #include <variant>
 #include <vector>
 
+#include "baton/cache_group.h"
 #include "baton/ids.h"
 #include "baton/lease.h"
 #include "baton/page_pool.h"
@@ -47,14 +49,18 @@ enum class Admission : std::uint8_t {
 struct Config {
   Role role = Role::kFused;
   std::size_t page_size = 64;
-  std::size_t num_pages = 0;
+  std::size_t num_pages = 0;  // of group 0, full attention
   std::size_t max_running = 0;
   std::size_t max_step_tokens = 0;
   std::size_t max_chunk_tokens = 0;
   std::size_t max_context = 0;
   std::size_t max_waiting = 0;
   Micros hold_us = 0;
+  std::vector<SideGroup> side_groups = {};  // numbered from 1
 
+  [[nodiscard]] std::size_t state_groups() const;
+  // Tokens between snapshots that every state group takes; 0 without state groups.
+  [[nodiscard]] std::size_t snapshot_interval() const;
   // What is wrong with it, naming field, value and what is allowed; empty when nothing is.
   [[nodiscard]] std::string problem() const;
 };
@@ -75,6 +81,11 @@ struct Stats {
   std::size_t waiting, running, fetching, prefilled, parked, draining, leases;
   std::uint64_t computed_tokens, generated_tokens, reused_tokens, fetched_tokens, retractions,
       demotions;
+};
+
+// Pages of one group: free + cached + owned + referenced = total, always.
+struct PoolStats {
+  std::size_t total, free, cached, owned, referenced, leased;
 };
 
 // Per sampling row, what the engine decided about its token.
@@ -114,9 +125,9 @@ class Scheduler {
   Reply fetch_ended(RequestId request, std::optional<Token> first_token, bool finish, Micros now);
 
   // ---- hand-over, holder's side
-  // Leases the longest held prefix of `identities`; 0 when nothing is held.
+  // Leases the longest held prefix of `identities`, all of one group; 0 when nothing is held.
   [[nodiscard]] LeaseId grant(std::span<const Digest> identities, Micros now, Micros ttl,
-                              std::vector<std::int32_t>& pages);
+                              std::vector<std::int32_t>& pages, std::size_t group = 0);
   bool renew(LeaseId lease, Micros now, Micros ttl);
   Verdict release(LeaseId lease, Micros now);
   Reply handed_over(RequestId request);
@@ -124,12 +135,15 @@ class Scheduler {
   // ---- looking
   std::size_t lookup(std::span<const Token> tokens, SipKey key) const;
   Stats stats() const;
-  std::vector<Digest> held_identities() const { return pool_.held(); }
+  std::size_t groups() const { return 1 + side_pools_.size(); }
+  PoolStats pool_stats(std::size_t group) const;
+  // Of every group's full pages and snapshots.
+  std::vector<Digest> held_identities() const;
   const Config& config() const { return config_; }
   // Name of the state, empty when the request is gone.
   std::string_view state_of(RequestId request) const;
   // Pages in token order; empty for requests that hold none.
-  std::vector<std::int32_t> pages_of(RequestId request) const;
+  std::vector<std::int32_t> pages_of(RequestId request, std::size_t group = 0) const;
   // Empty when every invariant holds. Walks everything.
   std::string check_invariants() const;
   // Equal for schedulers that will behave alike: pages are named by order of appearance, times are
@@ -144,6 +158,7 @@ class Scheduler {
   void plan_admissions();
   bool give_page(Record& record, std::size_t index);
   bool demote_one(RequestId but);
+  bool give_window_page(Record& record);
   Record* youngest_after(std::size_t index) const;
   void add_decode_row(Record& record);
   void add_chunk_row(Record& record);
@@ -156,11 +171,33 @@ class Scheduler {
   PageTable match(Sequence& sequence, std::size_t most);
   std::optional<PartialCopy> fork(Record& parent, Sequence& sequence, PageTable& pages);
   void plan_copy(Record& parent, PartialCopy&& copy, PageId target);
-  std::size_t headroom() const;
+  std::size_t headroom(const PagePool& pool) const;
   bool blocked(const Record& record) const;
   bool being_computed(Sequence& sequence, std::size_t index) const;
   void announce(Record& record, std::size_t reused_tokens);
   void start_fetch(Record& record);
+
+  // sides.cpp: the groups beside full attention
+  PagePool& pool(std::size_t group) { return group == 0 ? pool_ : *side_pools_[group - 1]; }
+  const PagePool& pool(std::size_t group) const {
+    return group == 0 ? pool_ : *side_pools_[group - 1];
+  }
+  std::size_t available() const;
+  std::size_t joint_boundary(std::span<const Digest> identities) const;
+  void match_sides(Sequence& sequence, PageTable& pages);
+  bool sides_have_room(const PageTable& pages, std::size_t total) const;
+  void take_states(SideTables& sides);
+  void announce_sides(const SideTables& sides, SlotId slot);
+  void note_side_page(const WindowTable& table, SlotId slot, std::size_t index, std::int32_t page);
+  std::size_t cut_at_snapshot(std::size_t context, std::size_t tokens) const;
+  std::size_t window_room(const SideTables& sides, std::size_t context, std::size_t tokens) const;
+  std::size_t give_side_pages(Record& record, SideTables& sides, SlotId slot, std::size_t context,
+                              std::size_t most);
+  void add_state_row(SideTables& sides, std::size_t context, std::size_t tokens, bool first);
+  void advance_sides(Record& record, SideTables& sides, SlotId slot, Sequence& sequence,
+                     std::size_t computed);
+  void seal_side_tails(Record& record, SideTables& sides, Sequence& sequence);
+  void forget_sides(const SideTables& sides);
 
   // complete.cpp
   std::optional<Misuse> refuse(const Step& step) const;
@@ -169,10 +206,13 @@ class Scheduler {
   void complete_decode(Record& record, Token token, RowFlag flag);
   void complete_chunk(Record& record, std::uint32_t tokens);
   void complete_prompt(Record& record, std::uint32_t tokens, Token token, RowFlag flag);
+  bool states_survive(Record& record);
   void poison(Record& record);
   void land();
   void report_sealed(Record& record, SlotId slot, std::size_t index, PageId before, PageId after,
                      const Digest& identity);
+  void note_sealed(const Record& record, std::size_t group, std::size_t index, PageId page,
+                   const Digest& identity);
   template <class S>
   void seal_full_pages(Record& record);
   void stop_if_over(Record& record, RowFlag flag);
@@ -199,6 +239,7 @@ class Scheduler {
   Micros at_least(Micros now) { return now_ = now > now_ ? now : now_; }
 
   const Config config_;
+  const std::size_t snapshot_interval_;
   Micros now_ = 0;
   std::uint64_t arrivals_ = 0;
   std::uint64_t plans_ = 0;
@@ -208,6 +249,7 @@ class Scheduler {
   Completion completion_;
 
   PagePool pool_;
+  std::vector<std::unique_ptr<PagePool>> side_pools_;  // of groups 1, 2, ...
   SlotPool slots_;
   LeaseTable leases_;
 

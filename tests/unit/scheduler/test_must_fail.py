@@ -40,6 +40,38 @@ MISUSES = {
     "assign over a leased page": ("LeasedPage& p, LeasedPage& q", "p = std::move(q);", NO_COPY),
     "copy a slot": ("Slot& s", "Slot t = s;", NO_COPY),
     "copy a page table": ("PageTable& t", "PageTable u = t;", NO_COPY),
+    "copy a window": ("WindowTable& t", "WindowTable u = t;", NO_COPY),
+    "copy a state": ("StatePages& s", "StatePages t = s;", NO_COPY),
+    "put one request's state over another's": (
+        "StatePages& s, StatePages& t",
+        "s = std::move(t);",
+        NO_COPY,
+    ),
+    "write the state into a snapshot": (
+        "StatePages& s, SealedPage& p",
+        "s.start(std::move(p));",
+        NO_CONVERSION,
+    ),
+    "go on after a snapshot in a sealed page": (
+        "StatePages& s, SealedPage& p",
+        "s.leave_snapshot_at(4, std::move(p));",
+        NO_CONVERSION,
+    ),
+    "start from a state that is still written": (
+        "PagePool& p, OwnedPage& o",
+        "StatePages s(p, std::move(o));",
+        NO_CONVERSION,
+    ),
+    "advance a state and forget its snapshot": (
+        "StatePages& s",
+        "s.advance(4);",
+        IGNORED,
+    ),
+    "write a sealed page of a window": (
+        "WindowTable& t, LeasedPage& p",
+        "t.append(std::move(p));",
+        NO_CONVERSION,
+    ),
     "copy the ticket of a fetch": ("FetchTicket& t", "FetchTicket u = t;", NO_COPY),
     "copy a row claim": ("RowClaim& c", "RowClaim d = c;", NO_COPY),
     "copy a step": ("Step& s", "Step t = s;", NO_COPY),
@@ -241,6 +273,10 @@ def test_legal_programs_compile(tmp_path: Path) -> None:
         "void h1(SealedPage& p, OwnedPage& q, PageCopy& c) "
         "{ auto w = std::move(p).copy_on_write(std::move(q), c); }",
         "void h2(Decoding& d, OwnedPage& p) { d.grow(std::move(p)); }",
+        "void h5(StatePages& s, OwnedPage& p, OwnedPage& q) "
+        "{ s.start(std::move(p)); s.leave_snapshot_at(4, std::move(q)); "
+        "if (s.advance(4)) s.seal_snapshot(kRoot); }",
+        "void h6(WindowTable& t, OwnedPage& p) { t.append(std::move(p)); t.seal_next(kRoot); }",
         "void h3(SealedPage& p) { LeasedPage l(std::move(p)); }",
         "void h4(Scheduler& s) { auto t = s.plan(0); auto r = s.complete(t, {}, {}, 0); }",
     ]
