@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 
 #include "baton/ids.h"
 #include "baton/page_table.h"
@@ -60,6 +61,9 @@ struct PromptComputed {  // the rest of the prompt is computed and its next toke
 struct PromptHandedOut {  // the same, for a request that another worker decodes
   Token token;
   Micros hold_deadline;
+};
+struct Drafted {  // guesses at what follows its last token
+  std::span<const Token> tokens;
 };
 struct TokenSampled {
   Token token;
