@@ -175,8 +175,8 @@ class Step:
 
     Every array is a view of the scheduler's memory, int32 unless said, valid until `complete`
     (or, of a step without rows, until the next `plan`). Apply in this order: slot_resets,
-    page_deltas, side_deltas, copies, then the rows. A step without rows need not be completed (it
-    may be).
+    page_deltas, side_deltas, copies, side_copies, then the rows. A step without rows need not be
+    completed (it may be).
     """
 
     rows: NDArray[np.int32]
@@ -199,6 +199,8 @@ class Step:
     copies: NDArray[np.int32]
     """[C, 2]: source page, target page: whole-page copies (forks) due before the rows. Like the
     deltas they are not repeated if the step is abandoned: make them in any case."""
+    side_copies: NDArray[np.int32]
+    """[C, 3]: group, source page, target page: the same in window groups."""
     fetch_requests: NDArray[np.uint64]
     """[F]: start reading these pages; end every fetch by `fetch_ended`."""
     fetch_pages: NDArray[np.int32]

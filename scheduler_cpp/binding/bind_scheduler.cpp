@@ -201,6 +201,7 @@ void bind_step(nb::module_& m) {
       .def_prop_ro("state_pages", state_pages)
       .def_prop_ro("slot_resets", plan_view<std::int32_t, 1, &Plan::slot_resets>)
       .def_prop_ro("copies", plan_view<std::int32_t, 2, &Plan::copies>)
+      .def_prop_ro("side_copies", plan_view<std::int32_t, 3, &Plan::side_copies>)
       .def_prop_ro("fetch_requests", plan_view<std::uint64_t, 1, &Plan::fetch_requests>)
       .def_prop_ro("fetch_pages", plan_view<std::int32_t, 2, &Plan::fetch_pages>)
       .def_prop_ro("fetch_hashes", plan_view<std::uint8_t, 16, &Plan::fetch_hashes>)

@@ -48,6 +48,9 @@ std::optional<PartialCopy> Scheduler::fork(Record& parent, Sequence& sequence, P
   const auto differ =
       std::mismatch(ours.begin(), ours.begin() + static_cast<std::ptrdiff_t>(most), theirs.begin());
   const auto common = static_cast<std::size_t>(differ.first - ours.begin());
+  if (common <= pages.sealed() * config_.page_size) return copy;  // as much was found by content
+  // Beside full attention what is held is good for one place only: where the parent stopped.
+  if (!side_pools_.empty() && (!parent.is<Parked>() || common + 1 != theirs.size())) return copy;
   const auto offer = [&](auto& state) { state.on(Forked{pages, copy, common}); };
   if (parent.is<Decoding>()) offer(parent.as<Decoding>());
   if (parent.is<Parked>()) offer(parent.as<Parked>());
@@ -99,23 +102,24 @@ Scheduler::Admitted Scheduler::admit(Record& record) {
     const bool fetches = awaits || fetchable > pages.sealed();
     Record* parent = fetches ? nullptr : find(record.terms.parent());
     std::optional<PartialCopy> copy;
-    // What the other groups hold cannot be cut at any token: there only what is found is shared.
-    if (parent && side_pools_.empty()) copy = fork(*parent, sequence, pages);
+    if (parent) copy = fork(*parent, sequence, pages);
     reused = pages.sealed();
     if (!fetches && chunk_limit() == 0) return Admitted::kNoBudget;
     if (!fetches && reused < reusable && being_computed(sequence, reused)) {
       return Admitted::kBehindItsPrefix;
     }
-    const auto fits = [&](bool kept_back) {
-      const std::size_t spare = kept_back ? headroom(pool_) : 0;
-      return pool_.available() >= total - reused + spare && sides_have_room(pages, total);
-    };
     // With nothing running, whoever is parked gives way to whoever can run.
-    while (running_.size() == 0 && !fits(false) && demote_one(record.terms.parent())) {
-      parent = find(record.terms.parent());
-      if (!parent) copy.reset();
+    while (running_.size() == 0 &&
+           (pool_.available() < total - reused || !sides_have_room(pages, total)) &&
+           demote_one(record.terms.parent())) {
+      if (!parent || find(record.terms.parent())) continue;
+      parent = nullptr;
+      copy.reset();
+      if (side_pools_.empty()) continue;
+      pages = match(sequence, reusable);
+      reused = pages.sealed();
     }
-    if (!fits(true)) {
+    if (pool_.available() < total - reused + headroom(pool_) || !sides_have_room(pages, total)) {
       pages.clear();
       blocked_ = Blocked{record.id, available(), plans_ + 16};
       return Admitted::kNoPages;
@@ -125,6 +129,7 @@ Scheduler::Admitted Scheduler::admit(Record& record) {
     take_states(pages.sides());
     if (copy) {
       copied = copy->tokens;
+      plan_side_copies(pages.sides(), std::move(copy->beside));
       plan_copy(*parent, std::move(*copy), pages[reused]);
     }
     Slot slot = *slots_.take();

@@ -160,7 +160,7 @@ std::string Scheduler::check_invariants() const {
   std::size_t claimed = 0;
   if (!steps_.empty()) {
     claimed = steps_.oldest().rows.size() + steps_.oldest().sources.size();
-    for (const SealedPage& pin : steps_.oldest().pins) count(0, pin.id());
+    for (const SealedPage& pin : steps_.oldest().pins) count(pin.group(), pin.id());
   }
   for (std::size_t group = 0; group < groups(); ++group) {
     const char* broken = pool(group).audit(references[group]);

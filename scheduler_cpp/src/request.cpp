@@ -159,7 +159,7 @@ Parked Draining::on(ParkSettled) && {
   const std::size_t written = parking_->tokens.size() - 1;
   pages_.shrink_to(pages_for(written, parking_->page_size));
   while (pages_.owned() > 0) pages_.freeze_next();
-  pages_.sides().freeze();
+  pages_.sides().freeze(written, parking_->page_size);
   return Parked(std::move(parking_), std::move(pages_), park_deadline_);
 }
 

@@ -68,6 +68,7 @@ class [[nodiscard]] SealedPage {
   ~SealedPage();
 
   PageId id() const { return id_; }
+  inline std::size_t group() const;
 
   [[nodiscard]] SealedPage share() const;
   // Gives up this reference for a writable page of the same content, once `copy` has been made.
@@ -185,6 +186,10 @@ class PagePool {
   std::size_t owned_ = 0;
   std::size_t leased_ = 0;
 };
+
+inline std::size_t SealedPage::group() const {
+  return pool_->group();
+}
 
 inline std::size_t LeasedPage::group() const {
   return pool_->group();

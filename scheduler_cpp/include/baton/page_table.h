@@ -18,7 +18,8 @@ namespace baton {
 struct PartialCopy {
   PageId source;
   std::size_t tokens;
-  std::optional<SealedPage> pin;  // of a page that is sealed; a writable one has its owner
+  std::optional<SealedPage> pin;   // of a page that is sealed; a writable one has its owner
+  std::vector<SealedPage> beside;  // the same of each window group; always sealed
 };
 
 class [[nodiscard]] PageTable {
@@ -75,10 +76,13 @@ class [[nodiscard]] PageTable {
   [[nodiscard]] std::optional<PartialCopy> fork(PageTable& child, std::size_t tokens,
                                                 std::size_t page_size) const {
     const std::size_t full = std::min(tokens / page_size, sealed());
+    std::vector<SealedPage> beside;
+    if (!sides_.empty()) beside = sides_.fork(child.sides_, tokens, page_size);
     while (child.sealed() < full) child.append(sealed_[child.sealed()].share());
     const std::size_t has = child.sealed() * page_size;
     if (tokens <= has || child.sealed() >= size()) return std::nullopt;
-    PartialCopy copy{(*this)[child.sealed()], std::min(tokens - has, page_size), std::nullopt};
+    PartialCopy copy{(*this)[child.sealed()], std::min(tokens - has, page_size), std::nullopt,
+                     std::move(beside)};
     if (child.sealed() < sealed()) copy.pin = sealed_[child.sealed()].share();
     return copy;
   }

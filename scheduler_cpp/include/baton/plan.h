@@ -40,6 +40,14 @@ struct SideDelta {
 };
 static_assert(sizeof(SideDelta) == 4 * sizeof(std::int32_t));
 
+// A whole-page copy in a window group, due before the rows.
+struct SideCopy {
+  std::int32_t group;
+  std::int32_t source;
+  std::int32_t target;
+};
+static_assert(sizeof(SideCopy) == 3 * sizeof(std::int32_t));
+
 struct FetchPage {
   std::int32_t page_index;
   std::int32_t page;
@@ -59,6 +67,7 @@ struct Plan {
   std::vector<StateRow> state_pages;  // of each row, one for each state group
   std::vector<std::int32_t> slot_resets;
   std::vector<PageCopy> copies;
+  std::vector<SideCopy> side_copies;
   std::vector<RequestId> fetch_requests;
   std::vector<FetchPage> fetch_pages;
   std::vector<Digest> fetch_hashes;
@@ -92,6 +101,7 @@ struct Plan {
     state_pages.clear();
     slot_resets.clear();
     copies.clear();
+    side_copies.clear();
     fetch_requests.clear();
     fetch_pages.clear();
     fetch_hashes.clear();

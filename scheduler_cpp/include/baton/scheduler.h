@@ -179,8 +179,8 @@ class Scheduler {
   void plan_chunks();
   void plan_admissions();
   bool give_page(Record& record, std::size_t index);
-  bool demote_one(RequestId but);
   bool give_window_page(Record& record);
+  bool demote_one(RequestId but);
   Record* youngest_after(std::size_t index) const;
   std::size_t reserve_draft(Record& record);
   void add_decode_row(Record& record, std::size_t drafted);
@@ -193,9 +193,9 @@ class Scheduler {
   Record* next_to_admit() const;
   Admitted admit(Record& record);
   PageTable match(Sequence& sequence, std::size_t most);
+  std::size_t headroom(const PagePool& pool) const;
   std::optional<PartialCopy> fork(Record& parent, Sequence& sequence, PageTable& pages);
   void plan_copy(Record& parent, PartialCopy&& copy, PageId target);
-  std::size_t headroom(const PagePool& pool) const;
   bool blocked(const Record& record) const;
   bool being_computed(Sequence& sequence, std::size_t index) const;
   void announce(Record& record, std::size_t reused_tokens);
@@ -211,6 +211,7 @@ class Scheduler {
   void match_sides(Sequence& sequence, PageTable& pages);
   bool sides_have_room(const PageTable& pages, std::size_t total) const;
   void take_states(SideTables& sides);
+  void plan_side_copies(SideTables& sides, std::vector<SealedPage>&& partial);
   void announce_sides(const SideTables& sides, SlotId slot);
   void note_side_page(const WindowTable& table, SlotId slot, std::size_t index, std::int32_t page);
   std::size_t cut_at_snapshot(std::size_t context, std::size_t tokens) const;
