@@ -99,13 +99,15 @@ class Config:
         max_context: int,
         max_waiting: int,
         hold_us: int,
+        max_draft_tokens: int = 0,
         side_groups: Sequence[CacheGroup] = (),
         host_pages: int = 0,
     ) -> None:
         """max_running: slots (fetching, prefilling and decoding requests). max_step_tokens: token
         budget of a step, at least max_running. max_waiting: queued requests before QUEUE_FULL.
         hold_us: how long Prefilled pages wait for their reader. num_pages: of group 0, full
-        attention. side_groups: the groups beside it, numbered from 1. host_pages: of the
+        attention. max_draft_tokens: guesses a row may carry, at most 64; 0 with side_groups.
+        side_groups: the groups beside it, numbered from 1. host_pages: of the
         host tier; 0: there is none. Raises ValueError."""
     role: Role
     page_size: int
@@ -116,6 +118,7 @@ class Config:
     max_context: int
     max_waiting: int
     hold_us: int
+    max_draft_tokens: int
     side_groups: list[CacheGroup]
     host_pages: int
 
@@ -184,8 +187,9 @@ class Step:
     """
 
     rows: NDArray[np.int32]
-    """[R, 6]: slot, query_tokens, context_tokens (in KV before this step), samples (0/1),
-    token_offset (into token_ids), kind. Decode rows come first."""
+    """[R, 6]: slot, query_tokens, context_tokens (in KV before this step), samples (how many of its
+    last tokens want logits: 0, 1, or 1 + guesses), token_offset (into token_ids), kind. Decode rows
+    come first."""
     requests: NDArray[np.uint64]
     """[R]"""
     token_ids: NDArray[np.int32]
@@ -295,13 +299,26 @@ class Scheduler:
         park."""
     def renew_park(self, request: int, deadline_us: int) -> Reply:
         """A Parked request is kept until deadline_us instead. REJECTED while its turn runs."""
+    def draft(self, request: int, position: int, tokens: NDArray[np.int32]) -> Reply:
+        """Guesses [k] at the tokens from `position` on (prompt and output counted), for the next
+        plan to verify; k is at most max_draft_tokens. IGNORED when the request is past `position`
+        or decodes no more; REJECTED before its last token is known or while a step has a row of
+        it. The plan takes as many as budget and free pages allow: nobody makes room for them."""
     def plan(self, now_us: int) -> Step:
         """Also expires leases and holds. ValueError while a step with rows is in flight."""
     def complete(
-        self, step: Step, tokens: NDArray[np.int32], flags: NDArray[np.uint8], now_us: int
+        self,
+        step: Step,
+        tokens: NDArray[np.int32],
+        flags: NDArray[np.uint8],
+        now_us: int,
+        *,
+        accepted: NDArray[np.int32] | None = None,
     ) -> Completion:
-        """One entry per sampling row, in row order. flags: 0 go on, 1 finish after this token,
-        2 poisoned (fail the request, token ignored). All of it is checked before any is applied."""
+        """flags [L]: for each sampling row, in row order, 0 go on, 1 finish after its last token,
+        2 poisoned (fail the request, tokens ignored). accepted [L]: how many tokens the row brings,
+        1 to its samples; all but the last must be the guesses it was fed; None: 1 each.
+        tokens [sum of accepted]. All of it is checked before any is applied."""
     def abandon(self, step: Step) -> None:
         """The step did not happen (the forward failed): no row advanced, no page was sealed; its
         requests are planned again unless they are cancelled. Raises ValueError as `complete`."""

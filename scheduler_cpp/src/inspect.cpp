@@ -231,7 +231,11 @@ std::vector<std::uint64_t> Scheduler::fingerprint() const {
       put(s->computed());
       put(s->sequence().tokens.size());
     }
-    if (const auto* s = std::get_if<Decoding>(&record->state)) put(s->computed());
+    if (const auto* s = std::get_if<Decoding>(&record->state)) {
+      put(s->computed());
+      put(s->draft().size());
+      for (const Token token : s->draft()) put(token);
+    }
     if (const auto* s = std::get_if<Retracted>(&record->state)) put(s->sequence().tokens.size());
     if (const auto* s = std::get_if<Draining>(&record->state)) {
       put(s->fetch_in_flight());

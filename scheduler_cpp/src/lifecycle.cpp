@@ -51,6 +51,13 @@ std::string Config::problem() const {
   if (host_pages > 0x3fffffff) {
     return "host_pages is " + std::to_string(host_pages) + ": must be at most 2^30 - 1";
   }
+  if (max_draft_tokens > 64) {
+    return "max_draft_tokens is " + std::to_string(max_draft_tokens) + ": must be at most 64";
+  }
+  if (max_draft_tokens > 0 && !side_groups.empty()) {
+    return "max_draft_tokens is " + std::to_string(max_draft_tokens) +
+           " with side_groups: a window or a state cannot take back a token; must be 0";
+  }
   if (hold_us < 0) return "hold_us is " + std::to_string(hold_us) + ": must not be negative";
   return {};
 }
@@ -149,6 +156,22 @@ Reply Scheduler::renew_park(RequestId request, Micros deadline) {
   parked_.erase({parked.deadline(), request});
   parked.on(ParkRenewed{deadline});
   parked_.insert({deadline, request});
+  return reply;
+}
+
+Reply Scheduler::draft(RequestId request, std::size_t position, std::span<const Token> tokens) {
+  Record* record = find(request);
+  if (!record) return Reply::kIgnored;
+  const Reply reply = kTable.answer<Drafted>(record->state);
+  if (reply != Reply::kAccepted) return reply;
+  Decoding& decoding = record->as<Decoding>();
+  if (position < decoding.sequence().tokens.size()) return Reply::kIgnored;
+  // Not beyond its last token, not while a step verifies what was guessed before.
+  if (position > decoding.sequence().tokens.size() || record->claims() > 0 ||
+      tokens.size() > config_.max_draft_tokens) {
+    return Reply::kRejected;
+  }
+  decoding.on(Drafted{tokens});
   return reply;
 }
 

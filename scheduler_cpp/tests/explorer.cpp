@@ -79,6 +79,12 @@ std::vector<Named> configurations() {
                  {small_config(6, 3, 2, Role::kFused),
                   {parked(script({0, 0, 1}, 3, generate)), forked(script({}, 2, generate), 1),
                    forked(script({1}, 2, hand_over), 1), forked(script({2}, 2, generate), 3)}}});
+  Config guessing = small_config(5, 2, 4, Role::kDecode);
+  guessing.max_draft_tokens = 3;
+  all.push_back({"guesses: 3 requests, 5 pages",
+                 {guessing,
+                  {script({0, 0}, 5, generate), forked(script({1}, 4, generate), 1),
+                   parked(script({1, 1}, 5, generate))}}});
   all.push_back({"everything at once: 4 requests, 4 pages",
                  {small_config(4, 2, 1, Role::kFused),
                   {script({0, 0, 0}, 3, generate), script({0, 0}, 2, await),

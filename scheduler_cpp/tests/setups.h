@@ -64,6 +64,7 @@ inline Setup random_setup(Random& random) {
   if (setup.config.side_groups.empty() && random.below(2)) {
     setup.config.host_pages = 1 + random.below(8);
   }
+  if (!beside && random.below(3) == 0) setup.config.max_draft_tokens = 1 + random.below(4);
   const std::size_t requests = 2 + random.below(6);
   for (std::size_t i = 0; i < requests; ++i) {
     Script script;

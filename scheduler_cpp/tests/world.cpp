@@ -15,10 +15,10 @@ std::uint64_t mix(std::uint64_t a, std::uint64_t b) {
 }  // namespace
 
 std::string text(const Event& event) {
-  static const char* const names[] = {"submit", "plan",         "complete",     "abandon",
-                                      "cancel", "arrive",       "fetch-done",   "fetch-lost",
-                                      "grant",  "release",      "handed-over",  "renew-park",
-                                      "tick",   "offload-done", "offload-lost", "stray"};
+  static const char* const names[] = {
+      "submit",     "plan",       "complete",     "abandon",      "cancel",      "arrive",
+      "fetch-done", "fetch-lost", "grant",        "release",      "handed-over", "renew-park",
+      "draft",      "tick",       "offload-done", "offload-lost", "stray"};
   return std::string(names[static_cast<int>(event.kind)]) + " " + std::to_string(event.a);
 }
 
@@ -45,7 +45,7 @@ SipKey World::key(int request) const {
   return {setup_.scripts[static_cast<std::size_t>(request)].tenant, 7};
 }
 
-void World::append(Request& request, Token token, std::uint64_t tenant) {
+void World::append(Request& request, Token token, std::uint64_t tenant) const {
   const Tag before = request.tags.empty() ? mix(tenant, 99) : request.tags.back();
   request.tokens.push_back(token);
   request.tags.push_back(mix(before, static_cast<std::uint64_t>(token)));
@@ -100,6 +100,9 @@ bool World::is_enabled(Event event) const {
       return known && scheduler_.state_of(a + 1) == "Prefilled";
     case Kind::kRenewPark:
       return known && is_parked(a);
+    case Kind::kDraft:
+      return known && !step_ && setup_.config.max_draft_tokens > 0 &&
+             scheduler_.state_of(a + 1) == "Decoding" && requests_[a].draft.empty();
     case Kind::kTick:
       return event.a == 0 || !leases_.empty() || scheduler_.stats().prefilled > 0 ||
              scheduler_.stats().parked > 0;
@@ -133,6 +136,7 @@ std::vector<Event> World::enabled() const {
   offer(Kind::kRelease, leases_.size());
   offer(Kind::kHandedOver, n);
   offer(Kind::kRenewPark, n);
+  offer(Kind::kDraft, n);
   if (is_enabled({Kind::kTick, 1})) events.push_back({Kind::kTick, 1});
   offer(Kind::kOffloadDone, offloads_.size());
   offer(Kind::kOffloadLost, offloads_.size());
@@ -156,6 +160,24 @@ void World::do_submit(int a) {
       scheduler_.submit({static_cast<RequestId>(a + 1), request.tokens, script.max_new_tokens,
                          key(a), script.goal, script.fetch_pages, terms});
   request.over = admission != Admission::kAccepted;
+}
+
+void World::do_draft(int a) {
+  Request& request = requests_[static_cast<std::size_t>(a)];
+  const std::size_t most = setup_.config.max_draft_tokens;
+  Request ahead = request;
+  for (std::size_t i = 0; i < most; ++i) {
+    const Token right = next_token(ahead, ahead.tokens.size() - 1);
+    request.draft.push_back(2 * i < most ? right : right ^ 1);
+    append(ahead, request.draft.back(), 0);
+  }
+  const std::size_t position = request.tokens.size();
+  const auto id = static_cast<RequestId>(a + 1);
+  if (scheduler_.draft(id, position + 1, request.draft) != Reply::kRejected ||
+      scheduler_.draft(id, position - 1, request.draft) != Reply::kIgnored ||
+      scheduler_.draft(id, position, request.draft) != Reply::kAccepted) {
+    fail("a draft was answered wrongly");
+  }
 }
 
 bool World::apply(Event event) {
@@ -203,6 +225,9 @@ bool World::apply(Event event) {
           Reply::kAccepted) {
         fail("a park was not renewed");
       }
+      break;
+    case Kind::kDraft:
+      do_draft(a);
       break;
     case Kind::kTick:
       now_ += a ? kLongTime : 1;

@@ -51,6 +51,7 @@ enum class Kind : std::uint8_t {
   kRelease,      // lease number a
   kHandedOver,   // request a
   kRenewPark,    // of request a
+  kDraft,        // for request a: guesses, of which the first half holds good
   kTick,         // time passes: a = 0 a little, 1 past every deadline
   kOffloadDone,  // offload number a
   kOffloadLost,
@@ -93,6 +94,7 @@ class World {
     std::vector<Token> tokens;
     std::vector<Tag> tags;  // of each token
     std::size_t prompt = 0;
+    std::vector<Token> draft;  // guesses at what follows the tokens
     std::int32_t slot = -1;
     std::size_t emitted = 0;
     bool awaited = false;  // its first token was asked of a prefill worker
@@ -124,6 +126,8 @@ class World {
   bool is_parked(std::size_t request) const;
   bool has_parent(std::size_t request) const;
   void do_submit(int request);
+  void do_draft(int request);
+  std::vector<Tag> fed_tags(const Row& row, const Request& request) const;
   void do_plan();
   void do_complete(int variant);
   void do_abandon();
@@ -149,7 +153,7 @@ class World {
   void check_progress();
   void check_all();
   void fail(const std::string& what);
-  void append(Request& request, Token token, std::uint64_t tenant);
+  void append(Request& request, Token token, std::uint64_t tenant) const;
   Token next_token(const Request& request, std::size_t position) const;
   int script_of(RequestId request) const { return static_cast<int>(request) - 1; }
   SipKey key(int request) const;

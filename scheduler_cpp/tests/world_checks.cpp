@@ -81,6 +81,7 @@ std::vector<std::uint64_t> World::fingerprint() const {
   for (std::size_t a = 0; a < requests_.size(); ++a) {
     const Request& request = requests_[a];
     print.push_back(request.submitted | request.over << 1 | request.emitted << 2);
+    print.push_back(request.draft.size());
     const auto fetch = fetches_.find(static_cast<int>(a));
     print.push_back(fetch == fetches_.end() ? 0 : fetch->second.arrived + 1);
   }

@@ -115,6 +115,10 @@ void World::do_stray(int a) {
       scheduler_.renew_park(id, now_ + 9) == Reply::kAccepted) {
     fail("a stray renewal of a park was accepted");
   }
+  const std::vector<Token> guess = {1};
+  if (scheduler_.state_of(id) != "Decoding" && scheduler_.draft(id, 1, guess) == Reply::kAccepted) {
+    fail("a stray draft was accepted");
+  }
   const Stats after = scheduler_.stats();
   if (before.free_pages != after.free_pages || before.owned_pages != after.owned_pages ||
       pages != scheduler_.pages_of(id)) {

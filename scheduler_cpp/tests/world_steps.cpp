@@ -69,7 +69,10 @@ void World::take_plan() {
     if (prefill_seen && row.kind == RowKind::kDecode) fail("a decode row after a prefill row");
     for (std::int32_t t = 0; t < row.query_tokens; ++t) {
       const auto position = static_cast<std::size_t>(row.context_tokens + t);
-      if (plan.token_ids[offset + static_cast<std::size_t>(t)] != request.tokens[position]) {
+      const Token fed = plan.token_ids[offset + static_cast<std::size_t>(t)];
+      const std::size_t guess = position - std::min(position, request.tokens.size());
+      if (position < request.tokens.size() ? fed != request.tokens[position]
+                                           : fed != request.draft.at(guess)) {
         fail("a row feeds another token than its request has there");
       }
       const std::int32_t page = page_at(row, position);
@@ -130,39 +133,62 @@ void World::check_reads(const char* when) {
   if (scheduler_.groups() > 1) check_side_reads(when);
 }
 
+// What the row's positions hold once it is computed.
+std::vector<World::Tag> World::fed_tags(const Row& row, const Request& request) const {
+  Request ahead = request;
+  for (const Token token : request.draft) append(ahead, token, 0);
+  const auto first = ahead.tags.begin() + row.context_tokens;
+  return {first, first + row.query_tokens};
+}
+
 void World::do_complete(int variant) {
   check_reads("completed");
   if (!fault_.empty()) return;
   const Plan& plan = step_->plan();
   std::vector<Token> tokens;
   std::vector<std::uint8_t> flags;
+  std::vector<std::int32_t> accepted;
   std::vector<int> sampled;
   for (std::size_t i = 0; i < plan.rows.size(); ++i) {
     const Row& row = plan.rows[i];
     const int a = script_of(plan.requests[i]);
     const Request& request = requests_[static_cast<std::size_t>(a)];
+    const std::vector<Tag> tags = fed_tags(row, request);
     for (std::int32_t t = 0; t < row.query_tokens; ++t) {
       const auto position = static_cast<std::size_t>(row.context_tokens + t);
       content(0, page_at(row, position))[position % setup_.config.page_size] =
-          request.tags[position];
+          tags[static_cast<std::size_t>(t)];
     }
     if (!row.samples) continue;
-    const auto last = static_cast<std::size_t>(row.context_tokens + row.query_tokens - 1);
+    const auto last = static_cast<std::size_t>(row.context_tokens + row.query_tokens - row.samples);
     if (last + 1 != request.tokens.size()) fail("a row samples before its last token");
     flags.push_back(tokens.empty() ? static_cast<std::uint8_t>(variant) : std::uint8_t{0});
-    tokens.push_back(next_token(request, last));
+    // The guesses hold good as long as the model says the same; a row that ends is cut short.
+    Request ahead = request;
+    std::int32_t count = 0;
+    for (bool held = true; held; ++count) {
+      tokens.push_back(next_token(ahead, last + static_cast<std::size_t>(count)));
+      held = count + 1 < row.samples && flags.back() == 0 &&
+             request.draft[static_cast<std::size_t>(count)] == tokens.back();
+      append(ahead, tokens.back(), 0);
+    }
+    accepted.push_back(count);
     sampled.push_back(a);
   }
   if (scheduler_.groups() > 1) write_sides(true);
-  const auto outcome = scheduler_.complete(*step_, tokens, flags, now_);
+  const auto outcome = scheduler_.complete(*step_, tokens, flags, now_, accepted);
   step_.reset();
   const auto* completion = std::get_if<const Completion*>(&outcome);
   if (!completion) return fail("a completion was refused");
+  auto token = tokens.begin();
   for (std::size_t i = 0; i < sampled.size(); ++i) {
     Request& request = requests_[static_cast<std::size_t>(sampled[i])];
-    if (flags[i] == 2) continue;
-    append(request, tokens[i], setup_.scripts[static_cast<std::size_t>(sampled[i])].tenant);
-    ++request.emitted;
+    request.draft.clear();
+    for (std::int32_t k = 0; k < accepted[i]; ++k, ++token) {
+      if (flags[i] == 2) continue;
+      append(request, *token, setup_.scripts[static_cast<std::size_t>(sampled[i])].tenant);
+      ++request.emitted;
+    }
   }
   for (std::size_t i = 0; i < (*completion)->finished_requests.size(); ++i) {
     const int a = script_of((*completion)->finished_requests[i]);

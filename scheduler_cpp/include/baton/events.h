@@ -74,6 +74,9 @@ struct PromptHandedOut {  // the same, for a request that another worker decodes
   Token token;
   Micros hold_deadline;
 };
+struct Drafted {  // guesses at what follows its last token
+  std::span<const Token> tokens;
+};
 struct TokenSampled {
   Token token;
 };

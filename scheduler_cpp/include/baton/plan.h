@@ -18,7 +18,7 @@ struct Row {
   std::int32_t slot;
   std::int32_t query_tokens;
   std::int32_t context_tokens;  // in KV before this step
-  std::int32_t samples;         // 0 or 1
+  std::int32_t samples;         // logits wanted, of its last tokens
   std::int32_t token_offset;    // into token_ids
   RowKind kind;
 };

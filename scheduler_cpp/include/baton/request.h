@@ -185,21 +185,31 @@ class [[nodiscard]] Decoding {
   Token last_token() const { return last_token_; }
   // Whether the next token's KV has no page yet.
   bool needs_page() const { return computed_ == capacity_; }
+  std::size_t capacity() const { return capacity_; }
+  std::span<const Token> draft() const { return {sequence_->draft.data(), drafted_}; }
 
   void grow(OwnedPage&& page) {
     pages_.append(std::move(page));
     capacity_ += sequence_->page_size;
   }
+  void on(Drafted event) & {
+    sequence_->draft.assign(event.tokens.begin(), event.tokens.end());
+    drafted_ = static_cast<std::uint32_t>(event.tokens.size());
+  }
   void on(TokenSampled event) & {
     ++computed_;
+    drafted_ = 0;
     last_token_ = event.token;
     sequence_->tokens.push_back(event.token);
   }
   void on(Forked event) & {
     event.copy = pages_.fork(event.child, event.common, sequence_->page_size);
   }
-  bool can_seal() const { return computed_ == capacity_ && pages_.owned() > 0; }
-  PageId seal_next() { return pages_.seal_next(sequence_->identity(pages_.sealed())); }
+  bool can_seal() const { return computed_ >= seal_at_; }
+  PageId seal_next() {
+    seal_at_ += sequence_->page_size;
+    return pages_.seal_next(sequence_->identity(pages_.sealed()));
+  }
 
   [[nodiscard]] Draining on(Stopped) &&;
   [[nodiscard]] Draining on(TurnParked event) &&;
@@ -215,6 +225,7 @@ class [[nodiscard]] Decoding {
         pages_(std::move(pages)),
         computed_(sequence_->tokens.size()),
         capacity_(pages_.size() * sequence_->page_size),
+        seal_at_((pages_.sealed() + 1) * sequence_->page_size),
         last_token_(token) {
     sequence_->tokens.push_back(token);
   }
@@ -224,6 +235,8 @@ class [[nodiscard]] Decoding {
   PageTable pages_;
   std::size_t computed_;
   std::size_t capacity_;  // tokens that fit its pages
+  std::size_t seal_at_;   // tokens with which its first writable page is full
+  std::uint32_t drafted_ = 0;
   Token last_token_;
 };
 

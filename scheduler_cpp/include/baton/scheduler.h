@@ -57,6 +57,7 @@ struct Config {
   std::size_t max_context = 0;
   std::size_t max_waiting = 0;
   Micros hold_us = 0;
+  std::size_t max_draft_tokens = 0;
   std::vector<SideGroup> side_groups = {};  // numbered from 1
   std::size_t host_pages = 0;               // of the host tier; 0: there is none
 
@@ -94,7 +95,21 @@ struct PoolStats {
 enum class RowFlag : std::uint8_t { kGoOn = 0, kFinish = 1, kPoisoned = 2 };
 
 // Why a completion was refused. Nothing was applied, and the step is still in flight.
-enum class Misuse : std::uint8_t { kSpent, kForeign, kTokenCount, kFlagCount, kToken, kFlag };
+enum class Misuse : std::uint8_t {
+  kSpent,
+  kForeign,
+  kTokenCount,
+  kFlagCount,
+  kAcceptedCount,
+  kToken,
+  kFlag,
+  kAccepted,    // none, or more than were reserved and one
+  kNotDrafted,  // accepted, but another token was fed
+};
+struct Refusal {
+  Misuse misuse;
+  std::size_t row = 0;  // of those that sample, where it is about one
+};
 
 class Scheduler {
  public:
@@ -114,13 +129,20 @@ class Scheduler {
   // A parked request is kept until `deadline` instead.
   Reply renew_park(RequestId request, Micros deadline);
 
+  // Guesses at the tokens from `position` on, to be verified by the next step. Of a request that
+  // is further by now: ignored.
+  Reply draft(RequestId request, std::size_t position, std::span<const Token> tokens);
+
   // ---- steps
   bool can_plan() const { return !steps_.full(); }
   // Requires can_plan().
   [[nodiscard]] Step plan(Micros now);
-  // Checks everything, then applies everything: the step is spent unless a Misuse is returned.
-  [[nodiscard]] std::variant<const Completion*, Misuse> complete(
-      Step& step, std::span<const Token> tokens, std::span<const std::uint8_t> flags, Micros now);
+  // Checks everything, then applies everything: the step is spent unless it is refused.
+  // `accepted`: tokens of each sampling row, as many as drafts held good and one; none given: one
+  // each. `tokens`: those of all rows, in order.
+  [[nodiscard]] std::variant<const Completion*, Refusal> complete(
+      Step& step, std::span<const Token> tokens, std::span<const std::uint8_t> flags, Micros now,
+      std::span<const std::int32_t> accepted = {});
   // The step did not happen: no row advanced, its requests are planned again.
   [[nodiscard]] std::optional<Misuse> abandon(Step& step);
 
@@ -169,7 +191,9 @@ class Scheduler {
   bool give_window_page(Record& record);
   bool demote_one(RequestId but);
   Record* youngest_after(std::size_t index) const;
-  void add_decode_row(Record& record);
+  std::size_t reserve_draft(Record& record);
+  void add_decode_row(Record& record, std::size_t drafted);
+  void grow(Decoding& decoding, OwnedPage&& page);
   void add_chunk_row(Record& record);
   std::size_t chunk_limit() const;
 
@@ -217,9 +241,9 @@ class Scheduler {
 
   // complete.cpp
   std::optional<Misuse> refuse(const Step& step) const;
-  std::optional<Misuse> refuse(std::span<const Token> tokens,
-                               std::span<const std::uint8_t> flags) const;
-  void complete_decode(Record& record, Token token, RowFlag flag);
+  std::optional<Refusal> refuse(std::span<const Token> tokens, std::span<const std::uint8_t> flags,
+                                std::span<const std::int32_t> accepted) const;
+  void complete_decode(Record& record, std::span<const Token> tokens, RowFlag flag);
   void complete_chunk(Record& record, std::uint32_t tokens);
   void complete_prompt(Record& record, std::uint32_t tokens, Token token, RowFlag flag);
   bool states_survive(Record& record);
@@ -283,6 +307,7 @@ class Scheduler {
   std::vector<Record*> prefilling_;  // of the plan being made, oldest first
   std::size_t budget_ = 0;           // tokens left in the plan being made
   std::size_t chunk_budget_ = 0;     // of them, for prompt chunks
+  std::size_t draft_budget_ = 0;     // of them, for guesses
   StepQueue<kStepsInFlight> steps_;
 
   // The head of the queue that did not fit, and when to look again.

@@ -189,6 +189,16 @@ MISUSES = {
         "auto f = std::move(q).on(AdmittedToFetch{std::move(s), std::move(t)});",
         NO_ACCESS,
     ),
+    "sample for a request that only prefills": (
+        "Prefilling& p",
+        "p.on(TokenSampled{1});",
+        NO_CONVERSION,
+    ),
+    "complete without saying when": (
+        "Scheduler& s, Step& t",
+        "auto r = s.complete(t, {}, {});",
+        NO_CONVERSION,
+    ),
     "plan and drop the step": ("Scheduler& s", "s.plan(0);", IGNORED),
     "complete and ignore the answer": (
         "Scheduler& s, Step& t",
