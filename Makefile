@@ -26,7 +26,8 @@ DEMO_FLAGS ?=
 
 .DELETE_ON_ERROR:
 .PHONY: help venv build dev demo test test-cpp test-python test-slow lint lint-python lint-types \
-	lint-imports lint-cpp lint-proto lint-shell format proto bench demo-model demo-model-eval \
+	lint-imports lint-cpp lint-proto lint-shell format proto bench bench-scheduler bench-router \
+	bench-modeling bench-handover demo-model demo-model-eval \
 	clean clean-venv
 
 help: ## list these commands
@@ -107,10 +108,21 @@ test-python: dev
 test-slow: dev ## the slow tests
 	@$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
 
-bench: dev ## benchmarks of the parts
+bench: bench-scheduler bench-router bench-modeling bench-handover ## benchmarks of the parts
+
+bench-scheduler: dev ## what a scheduling step costs, in C++ and seen from Python
 	@cmake -S scheduler_cpp -B build/bench -DBATON_BUILD_BENCH=ON >/dev/null && cmake --build build/bench >/dev/null
 	@echo "== scheduler, C++" && build/bench/bench_scheduler
 	@echo "== scheduler, from Python" && $(BIN)/python bench/scheduler/round_trip.py
+
+bench-router: dev ## what the router costs a token and a stream
+	@echo "== router" && $(BIN)/python bench/router/stream_cost.py
+
+bench-modeling: dev ## a step of the model beside plain torch
+	@echo "== modeling" && $(BIN)/python bench/modeling/step_time.py $(TRAINED)
+
+bench-handover: dev ## pulled pages beside raw NIXL
+	@echo "== hand-over" && $(BIN)/python bench/handover/throughput.py
 
 # ---- static checks
 
@@ -124,6 +136,7 @@ lint-python: dev
 lint-types: dev
 	@echo "== mypy --strict"
 	@$(BIN)/mypy
+	@MYPYPATH=examples $(BIN)/mypy -p demo_model
 
 lint-imports: dev
 	@echo "== import-linter"

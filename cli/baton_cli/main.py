@@ -13,6 +13,7 @@ from baton_cli import (
     demo_command,
     doctor_command,
     explain_command,
+    fsm_command,
     generate_command,
     kernels_command,
     serve_command,
@@ -35,6 +36,7 @@ One process of a cluster, as containers run them:
 Looking inside:
   baton explain --model DIR    the program that the compiler made of the model
   baton kernels                which operator implementations run here, and why
+  baton fsm                    the scheduler's request lifecycle
   baton doctor                 what this machine has, and what is missing
 """
 
@@ -46,6 +48,7 @@ _COMMANDS = (
     demo_command,
     explain_command,
     kernels_command,
+    fsm_command,
     doctor_command,
 )
 

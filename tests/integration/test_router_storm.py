@@ -20,9 +20,9 @@ STREAMS, TOKENS = 40, 60
 
 
 async def unreliable(worker: FakeWorker, run: Run) -> None:
-    """Repeats tokens, sends several at once, and sometimes refuses."""
+    """Repeats tokens, sends several at once, and sometimes refuses (once: all may not refuse)."""
     draw = random.Random(f"{run.start.request_id}/{run.start.attempt}")
-    if draw.random() < 0.1:
+    if run.start.attempt == 1 and draw.random() < 0.1:
         failed = wire.RequestFailed(reason=errors.ERROR_REASON_OVERLOADED, message="full")
         worker.say(worker.update(run, failed=failed))
         return

@@ -146,6 +146,29 @@ async def test_decode_worker_dies_mid_stream(small_checkpoint: Path, tmp_path: P
     assert metrics["baton_failovers_total"] == 1
 
 
+async def test_worker_dies_between_its_last_token_and_its_last_word(
+    small_checkpoint: Path, tmp_path: Path
+) -> None:
+    read = asyncio.Event()
+
+    async def no_last_word(worker: FakeWorker, run: Run) -> None:
+        await generate_tokens(worker, run, 12)
+        await read.wait()
+        await asyncio.shield(asyncio.ensure_future(worker.die()))
+
+    decode = FakeWorker("decode", "d", script=no_last_word)
+    async with cluster(small_checkpoint, tmp_path, decode) as router:
+        call = router.stub.Generate(request(), timeout=10)
+        ids: list[int] = []
+        async for response in call:
+            ids += response.delta.token_ids
+            if ids == EXPECTED:
+                read.set()
+    assert ids == EXPECTED
+    assert response.finished.reason == pb.FINISH_REASON_LENGTH
+    assert len(decode.runs) == 1, "nothing was left to do elsewhere"
+
+
 async def test_single_worker_that_comes_back_goes_on(
     small_checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -116,6 +116,7 @@ class Execution:
         while self.ending is None:
             if not self._attempts or self._attempts[-1].over:
                 await self._begin()
+                continue  # it may have found that nothing is left to do
             if not self._inbox:
                 self._mail.clear()
                 await self._mail.wait()

@@ -4,7 +4,8 @@ from typing import Protocol
 
 from baton_telemetry.registry import STEP_BUCKETS, RoleMetrics, Total
 
-# Every page is in one of these states; the gauges of a pool add up to its size.
+# The first four add up to the pool's size; leased pages are part of the referenced ones and
+# quarantined pages part of the owned ones.
 PAGE_STATES = ("free", "cached", "referenced", "owned", "leased", "quarantined")
 
 

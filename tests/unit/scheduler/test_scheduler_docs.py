@@ -11,8 +11,8 @@ DOCS = Path(__file__).parents[3] / "docs" / "scheduler.md"
 
 def test_the_documented_table_is_current() -> None:
     text = DOCS.read_text()
-    assert fsm_table() in text, "docs/scheduler.md: paste what baton_scheduler.fsm_table() prints"
-    assert fsm_mermaid() in text, "docs/scheduler.md: paste what fsm_mermaid() prints"
+    assert fsm_table() in text, "docs/scheduler.md: paste `baton fsm`"
+    assert fsm_mermaid() in text, "docs/scheduler.md: paste `baton fsm --format mermaid`"
 
 
 def test_every_state_ends() -> None:
