@@ -52,8 +52,12 @@ class Sightings:
         self._forget()
 
     def shared(self, page: PageHash) -> None:
-        """Two live sessions have the page."""
+        """Sessions that are no forks of each other have the page."""
         self._seen_again(page).shared = True
+
+    def forget(self, page: PageHash) -> None:
+        """What it was used for is over."""
+        self._seen.pop(page, None)
 
     def _seen_again(self, page: PageHash) -> Sighting:
         sighting = self._seen.get(page)

@@ -23,7 +23,7 @@ class KvstoreConfig(BaseModel):
     )
     nvme_mb: int = Field(4096, ge=1, description="MiB of the NVMe tier")
     admission: Literal["reuse", "all"] = Field(
-        "all",
+        "reuse",
         description="which pages a tier takes: those used twice, of a live session or shared by "
         "sessions; or all that are published",
     )

@@ -43,13 +43,22 @@ class Judge:
         chain: Sequence[PageHash],
         now: float,
         ttl: float,
+        family: bytes = b"",
     ) -> list[PageHash]:
         """A turn had this chain; `session` empty: of no session. Pages that are free now."""
         self.sightings.used(chain, tenant)
         if not session:
             return []
-        freed = self.sessions.renew(session, chain, now, ttl)
+        freed = self.sessions.renew(session, chain, now, ttl, family=family)
         for page in chain:
-            if self.sessions.live(page) > 1:
+            if self.sessions.shared(page):
                 self.sightings.shared(page)
         return freed
+
+    def over(self, pages: Sequence[PageHash]) -> list[PageHash]:
+        """Sessions that had these are over: those that no other has, of which nothing is
+        remembered either."""
+        free = [p for p in pages if not self.sessions.live(p) and not self.sessions.shared(p)]
+        for page in free:
+            self.sightings.forget(page)
+        return free

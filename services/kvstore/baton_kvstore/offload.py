@@ -72,6 +72,24 @@ class Offloader:
             holder = Peer(name=peer.name, address=peer.address, epoch=peer.epoch)
             self._tasks[life] = asyncio.create_task(self._drain(life, holder))
 
+    def wanted(
+        self, pages: Sequence[PageHash], holder_of: Callable[[PageHash], Peer | None]
+    ) -> None:
+        """These were used: those that are admitted now are taken from who has them."""
+        by_life: dict[tuple[str, int], tuple[Peer, list[PageHash]]] = {}
+        for page in pages:
+            holder = None if self._tier.pool.knows(page) else holder_of(page)
+            if holder is not None:
+                by_life.setdefault((holder.address, holder.epoch), (holder, []))[1].append(page)
+        for holder, theirs in by_life.values():
+            self.published(holder, theirs, ())
+
+    def unwanted(self, pages: Sequence[PageHash]) -> None:
+        """Nobody wants these any more."""
+        for waiting in self._waiting.values():
+            for page in pages:
+                waiting.pop(page, None)
+
     def gone(self, peer: Peer) -> None:
         """A holder died: what waits for it never comes."""
         waiting = self._waiting.get((peer.address, peer.epoch))

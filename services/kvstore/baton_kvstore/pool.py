@@ -119,6 +119,10 @@ class PagePool:
 
     def filled(self, page: PageHash, checksum: int) -> None:
         """A reserved page is whole; it is held from now on."""
+        if page in self._doomed:
+            self._doomed.remove(page)
+            self.unfilled(page)
+            return
         self._filling.remove(page)
         self._sums[page] = checksum
         self._in_place[self._place(page)] = page
@@ -129,6 +133,7 @@ class PagePool:
 
     def unfilled(self, page: PageHash) -> None:
         """A reserved page did not come, and nothing writes into its place any more."""
+        self._doomed.discard(page)
         self._filling.remove(page)
         self._dram.remove(page)
 
@@ -182,6 +187,8 @@ class PagePool:
                 self._forget(page)
                 self._doomed.add(page)
                 self._bury(page)
+            elif page in self._filling:
+                self._doomed.add(page)
         return dropped
 
     # ---- disk

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from baton.v1 import errors_pb2 as errors
@@ -23,6 +24,17 @@ from baton_transfer import WIRE_VERSION, differing_field
 log = logging.getLogger("baton.kvstore")
 
 _TICK_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What a router told of a turn. `session` is empty for a prompt of no session."""
+
+    session: bytes
+    tenant: bytes
+    chain: Sequence[PageHash]
+    ttl_s: float
+    family: bytes
 
 
 class Store:
@@ -62,6 +74,34 @@ class Store:
             self._offloader.published(request.holder, added, removed)
         self._tell()
         return in_order
+
+    def turns(self, turns: Sequence[Turn]) -> None:
+        """Turns are over: what they used is worth more, and may be taken."""
+        now = time.monotonic()
+        for turn in turns:
+            freed = self.judge.turn(
+                turn.session, turn.tenant, turn.chain, now, turn.ttl_s, turn.family
+            )
+            self._free(self.judge.over(freed))
+            tier = self.holder.tier
+            if tier is not None and self._offloader is not None:
+                tier.pool.judged_anew(turn.chain)
+                self._offloader.wanted(turn.chain, self.directory.worker_with)
+
+    def sessions_over(self, sessions: Sequence[bytes], had: Sequence[PageHash]) -> list[PageHash]:
+        """Sessions are closed; what of their pages, and of `had`, no other session has."""
+        freed = [page for session in sessions for page in self.judge.sessions.close(session)]
+        free = self.judge.over(list(dict.fromkeys([*freed, *had])))
+        self._free(free)
+        return free
+
+    def _free(self, pages: Sequence[PageHash]) -> None:
+        tier = self.holder.tier
+        if not pages or tier is None or self._offloader is None:
+            return
+        self._offloader.unwanted(pages)
+        if tier.pool.drop(pages):
+            self._tier_changed()
 
     async def close(self) -> None:
         """Ends offloads and the tier. The servers are stopped already."""
@@ -213,7 +253,10 @@ class Store:
                 self._metrics.holder_expired()
                 if self._offloader is not None:
                     self._offloader.gone(peer)
+            self._free(self.judge.over(self.judge.sessions.expire(now)))
             self._tell()
+            self._metrics.sessions.set(len(self.judge.sessions))
+            self._metrics.session_pages.set(self.judge.sessions.pages)
             self._metrics.directory_pages.set(self.directory.pages)
             self._metrics.directory_entries.set(self.directory.entries)
             self._metrics.holders.set(self.directory.holders)

@@ -22,7 +22,7 @@ class Sighting:
     """What has been seen of a page, whether or not it is held."""
 
     uses: int = 0  # turns that had it in their chain, and readers that asked for it
-    shared: bool = False  # it was in two live sessions at once: a system prompt
+    shared: bool = False  # sessions that are no forks had it at once: a system prompt
     tenant: bytes = b""  # empty: nobody has said
     index: int = 0  # its place in the chain
     length: int = 1  # pages of the longest chain seen with it

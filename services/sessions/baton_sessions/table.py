@@ -1,11 +1,13 @@
 """Session leases: each names the pages that an agent's session will want again.
 
 Pure: time comes with the calls, in seconds. A page is live while a lease names it; a lease's end
-frees the pages that no other one names. A fork is a second lease on the same pages.
+frees the pages that no other one names. A fork is a second lease on the same pages, of the same
+family. What two families have at the same time is shared, such as a system prompt: it outlives
+both, since the next session will want it.
 """
 
 import heapq
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +21,11 @@ class SessionLease:
 
     chain: list[PageHash]  # page identities from the first one on
     deadline: float
+    family: SessionKey
+
+
+# Shared pages that are remembered; the longest known are forgotten first.
+_SHARED = 65_536
 
 
 class SessionTable:
@@ -28,6 +35,8 @@ class SessionTable:
         self._capacity = capacity
         self._leases: dict[SessionKey, SessionLease] = {}
         self._named: Counter[PageHash] = Counter()  # by how many leases
+        self._families: dict[PageHash, SessionKey] = {}  # who named a live page first
+        self._shared: OrderedDict[PageHash, None] = OrderedDict()
         # Deadlines as they were when pushed; a renewed lease is found again when its old one pops.
         self._due: list[tuple[float, SessionKey]] = []
 
@@ -46,21 +55,39 @@ class SessionTable:
         """How many leases name the page."""
         return self._named[page]
 
+    def shared(self, page: PageHash) -> bool:
+        """Whether sessions that are no forks of each other have had the page at the same time."""
+        return page in self._shared
+
+    def family(self, session: SessionKey) -> SessionKey:
+        """The first session of those that it and its relatives were forked from."""
+        lease = self._leases.get(session)
+        return session if lease is None else lease.family
+
     def chain(self, session: SessionKey) -> Sequence[PageHash]:
         """The session's pages; none of a session without a lease."""
         lease = self._leases.get(session)
         return lease.chain if lease is not None else ()
 
     def renew(
-        self, session: SessionKey, chain: Sequence[PageHash], now: float, ttl: float
+        self,
+        session: SessionKey,
+        chain: Sequence[PageHash],
+        now: float,
+        ttl: float,
+        *,
+        family: SessionKey = b"",
     ) -> list[PageHash]:
-        """A turn had this chain. Pages that no lease names any more (an edited history's)."""
+        """A turn had this chain. Pages that no lease names any more (an edited history's).
+
+        `family`: of a new lease, when it is not the first of its own.
+        """
         freed = self.expire(now)
         lease = self._leases.get(session)
         if lease is None:
-            lease = self._leases[session] = SessionLease([], 0.0)
+            lease = self._leases[session] = SessionLease([], 0.0, family or session)
         common = _common_prefix(lease.chain, chain)
-        self._named.update(chain[common:])
+        self._name(chain[common:], lease.family)
         freed += self._unname(lease.chain[common:])
         lease.chain[common:] = chain[common:]
         lease.deadline = now + ttl
@@ -77,11 +104,12 @@ class SessionTable:
         self.expire(now)
         if parent not in self._leases:
             return False
-        self.renew(child, list(self._leases[parent].chain), now, ttl)
+        lease = self._leases[parent]
+        self.renew(child, list(lease.chain), now, ttl, family=lease.family)
         return True
 
     def close(self, session: SessionKey) -> list[PageHash]:
-        """Ends a lease; the pages that no other one names, in chain order."""
+        """Ends a lease; the pages that no other one names and that are not shared, in order."""
         lease = self._leases.pop(session, None)
         return [] if lease is None else self._unname(lease.chain)
 
@@ -99,13 +127,23 @@ class SessionTable:
             return []
         return self.close(session)
 
+    def _name(self, pages: Sequence[PageHash], family: SessionKey) -> None:
+        self._named.update(pages)
+        for page in pages:
+            if self._families.setdefault(page, family) != family:
+                self._shared[page] = None
+        while len(self._shared) > _SHARED:
+            self._shared.popitem(last=False)
+
     def _unname(self, pages: Sequence[PageHash]) -> list[PageHash]:
         freed = []
         for page in pages:
             self._named[page] -= 1
             if not self._named[page]:
                 del self._named[page]
-                freed.append(page)
+                del self._families[page]
+                if page not in self._shared:
+                    freed.append(page)
         return freed
 
 

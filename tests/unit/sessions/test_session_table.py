@@ -23,14 +23,23 @@ class Leases(RuleBasedStateMachine):
         self.model: dict[bytes, tuple[list[bytes], float]] = {}
         self.freed: list[bytes] = []
         self.named: set[bytes] = set()
+        self.family: dict[bytes, bytes] = {}
+        self.shared: set[bytes] = set()
 
     def live(self) -> set[bytes]:
         return {page for chain, _ in self.model.values() for page in chain}
 
     def ended(self, freed: list[bytes]) -> None:
-        """What was freed is what was named before and is not now, each once."""
-        assert sorted(freed) == sorted(self.named - self.live())
+        """What was freed is what was named before and is not now, each once, but for the shared."""
+        assert sorted(freed) == sorted(self.named - self.live() - self.shared)
         self.named = self.live()
+        self.family = {session: self.family[session] for session in self.model}
+
+    def note_shared(self) -> None:
+        for page in self.live():
+            named_by = {self.family[s] for s, (chain, _) in self.model.items() if page in chain}
+            if len(named_by) > 1:
+                self.shared.add(page)
 
     def expire_model(self) -> None:
         self.model = {s: lease for s, lease in self.model.items() if lease[1] > self.now}
@@ -39,6 +48,11 @@ class Leases(RuleBasedStateMachine):
     def renew(self, session: bytes, chain: list[bytes], ttl: float) -> None:
         freed = self.table.renew(session, chain, self.now, ttl)
         self.expire_model()
+        self.family = {s: self.family[s] for s in self.model}
+        self.family.setdefault(session, session)
+        before = self.model.get(session, ([], 0.0))[0]
+        self.model[session] = ([*before, *chain], self.now + ttl)
+        self.note_shared()  # an old chain is let go after the new one is named
         self.named |= set(chain)
         self.model[session] = (chain, self.now + ttl)
         if len(self.model) > 3:
@@ -58,6 +72,7 @@ class Leases(RuleBasedStateMachine):
         assert forked == (parent in self.model)
         if forked:
             self.model[child] = (list(self.model[parent][0]), self.now + 3.0)
+            self.family[child] = self.family[parent]
 
     def overdue(self) -> bool:
         late = any(deadline <= self.now for _, deadline in self.model.values())
@@ -83,6 +98,8 @@ class Leases(RuleBasedStateMachine):
         assert self.table.pages == len(self.live())
         for session in SESSIONS:
             assert list(self.table.chain(session)) == self.model.get(session, ([], 0))[0]
+        for page in self.live() | self.shared:
+            assert self.table.shared(page) == (page in self.shared)
         for page in self.live():
             assert self.table.live(page) == sum(page in c for c, _ in self.model.values())
 
@@ -105,3 +122,14 @@ def test_an_edited_history_frees_what_it_left_behind() -> None:
     table = SessionTable(10)
     table.renew(b"p" * 16, PAGES[:3], 0.0, 10.0)
     assert table.renew(b"p" * 16, [PAGES[0], PAGES[4]], 1.0, 10.0) == PAGES[1:3]
+
+
+def test_a_system_prompt_outlives_its_sessions_and_a_forks_pages_do_not() -> None:
+    table = SessionTable(10)
+    table.renew(b"a" * 16, PAGES[:2], 0.0, 10.0)
+    table.renew(b"b" * 16, [PAGES[0], PAGES[3]], 0.0, 10.0)
+    table.fork(b"b" * 16, b"c" * 16, 0.0, 10.0)
+    assert table.close(b"a" * 16) == [PAGES[1]]
+    assert table.close(b"b" * 16) == []
+    assert table.close(b"c" * 16) == [PAGES[3]]
+    assert table.shared(PAGES[0])
