@@ -54,6 +54,8 @@ class Shape:
     num_pages: int = 512
     routing: dict[str, Any] = field(default_factory=dict)
     worker: dict[str, Any] = field(default_factory=dict)
+    limits: dict[str, Any] = field(default_factory=dict)  # the router's
+    kvstore: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -104,7 +106,7 @@ class Cluster:
                 "dtype": "float32",
                 "page_size": shape.page_size,
             },
-            "kvstore": {**section["kvstore"], "capacity_mb": 32},
+            "kvstore": {**section["kvstore"], "capacity_mb": 32, **shape.kvstore},
             "prefill": [
                 {"name": name, **section[name], **worker}
                 for name in names
@@ -115,7 +117,7 @@ class Cluster:
                 for name in names
                 if name.startswith("decode")
             ],
-            "router": {**section["router"], "routing": shape.routing},
+            "router": {**section["router"], "routing": shape.routing, "limits": shape.limits},
         }
 
     # ---- processes

@@ -1,8 +1,10 @@
 """What `baton doctor` says about moving pages: settings, transports, measured throughput."""
 
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -11,6 +13,7 @@ from baton_transfer.agent import Agent, AgentError
 from baton_transfer.arena import PageArena
 from baton_transfer.exporter import Exporter
 from baton_transfer.outcome import ReadOutcome
+from baton_transfer.page_file import PageFile
 from baton_transfer.reader import PageReader
 from baton_transfer.ucx import Transport, configure_ucx
 
@@ -69,6 +72,20 @@ def examine(transport: Transport = Transport.LOCAL) -> Iterator[tuple[str, bool,
         return
     speed = f"{loopback.gb_per_s:.1f} GB/s in pages of 64 KiB"
     yield "loopback", True, f"{speed}, one page in {loopback.one_page_us:.0f} us, verified"
+    yield _files()
+
+
+def _files() -> tuple[str, bool, str]:
+    """Whether pages can be kept in files, and how: it depends on kernel and sandbox."""
+    with tempfile.TemporaryDirectory(prefix="baton-doctor-") as directory:
+        try:
+            file = PageFile(Path(directory) / "pages.data", _PAGE_BYTES)
+        except (AgentError, OSError) as error:
+            return "page files", False, f"{error}; the kvstore's NVMe tier cannot run here"
+        how = "direct" if file.direct else "through the page cache"
+        queue = file.queue.name.lower()
+        file.close()
+    return "page files", True, f"NIXL POSIX by {queue}, {how} in {tempfile.gettempdir()}"
 
 
 def _whole(outcome: ReadOutcome) -> ReadOutcome:

@@ -108,6 +108,9 @@ class PagePool {
   // A reference to the page of this identity.
   [[nodiscard]] std::optional<SealedPage> find(const Digest& identity);
   bool holds(const Digest& identity) const { return index_.find(identity) != kNoEntry; }
+  // Nobody wants the page of this identity again: it cannot be found any more, and is free now or
+  // with its last reference. False: no full page has it.
+  bool forget(const Digest& identity);
   // The content is suspect: if nobody else uses the page, nobody will find it again, and it is
   // freed with this reference.
   void forget_unshared(const SealedPage& page);

@@ -95,6 +95,12 @@ class PageIndex:
             for page in [page for page, mask in table.items() if mask & bit]:
                 _clear(table, page, ~bit)
 
+    def drop(self, hashes: Iterable[bytes]) -> None:
+        """Everybody has been told to forget these pages."""
+        for page in hashes:
+            self._masks.pop(page, None)
+            self._hints.pop(page, None)
+
     def forget_directory(self) -> None:
         """A snapshot follows: only what our own requests left is kept."""
         self._masks.clear()

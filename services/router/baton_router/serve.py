@@ -10,6 +10,7 @@ from baton_router.page_index import PageIndex
 from baton_router.pool import WorkerPool
 from baton_router.requests import RequestReader
 from baton_router.service import InferenceServicer
+from baton_router.sessions import Sessions
 from baton_rpc import Server, stop_signal
 from baton_telemetry import RouterMetrics, serve_metrics
 
@@ -28,7 +29,14 @@ async def serve(config: RouterConfig) -> None:
     changed = asyncio.Event()
     pool = WorkerPool(config, index, changed=changed.set)
     reader = RequestReader(config.model, pool)
-    servicer = InferenceServicer(config, reader, pool, index, metrics)
+    sessions = Sessions(
+        pool,
+        index,
+        () if config.kvstore is None else (config.kvstore,),
+        capacity=config.limits.sessions,
+        ttl_s=config.limits.session_ttl_s,
+    )
+    servicer = InferenceServicer(config, reader, pool, index, sessions, metrics)
     server = Server(config.listen, [(servicer, add_InferenceServiceServicer_to_server)])
     exposition = serve_metrics(config.metrics, metrics) if config.metrics else None
     report = asyncio.create_task(_report(server, pool, metrics, changed))
@@ -36,6 +44,7 @@ async def serve(config: RouterConfig) -> None:
     try:
         await server.start(serving=False)
         tasks.append(asyncio.create_task(pool.run()))
+        tasks.append(asyncio.create_task(sessions.run()))
         if config.kvstore is not None:
             watch = DirectoryWatch(
                 config.kvstore,

@@ -16,9 +16,10 @@ from baton_router.answers import Answer, ChatAnswer, TextAnswer
 from baton_router.config import RouterConfig
 from baton_router.execution import Execution
 from baton_router.page_index import PageIndex
-from baton_router.placing import Placer, Sessions
+from baton_router.placing import Placer
 from baton_router.pool import WorkerPool
 from baton_router.requests import Job, RequestReader
+from baton_router.sessions import Sessions, session_key
 from baton_rpc import Refusal
 from baton_telemetry import RouterMetrics
 
@@ -43,6 +44,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         reader: RequestReader,
         pool: WorkerPool,
         index: PageIndex,
+        sessions: Sessions,
         metrics: RouterMetrics,
     ) -> None:
         self._config = config
@@ -50,7 +52,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self._pool = pool
         self._index = index
         self._metrics = metrics
-        self._sessions = Sessions(config.limits.sessions)
+        self._sessions = sessions
         self._running = 0
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:
@@ -67,6 +69,25 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             job = self._reader.job(prompt, request)
             answer = ChatAnswer(job.text, job.ledger.stop_ids, parser)
             await self._run(job, answer, context, books)
+
+    async def CloseSession(
+        self, request: pb.CloseSessionRequest, context: Context
+    ) -> pb.CloseSessionResponse:
+        _check_session(request.session_id, "session_id")
+        freed, running = await self._sessions.close(session_key(request.tenant, request.session_id))
+        return pb.CloseSessionResponse(freed_pages=freed, running_turns=running)
+
+    async def ForkSession(
+        self, request: pb.ForkSessionRequest, context: Context
+    ) -> pb.ForkSessionResponse:
+        _check_session(request.session_id, "session_id")
+        _check_session(request.new_session_id, "new_session_id")
+        shared = self._sessions.fork(
+            session_key(request.tenant, request.session_id),
+            session_key(request.tenant, request.new_session_id),
+            self._pool.cache_key(request.tenant),
+        )
+        return pb.ForkSessionResponse(shared_pages=shared)
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
         self._reader.check_model(request.model)
@@ -181,6 +202,13 @@ class _Books:
         if not self._closed:
             self._closed = True
             self._metrics.failed(_word(reason, "ERROR_REASON_"), accepted=self._accepted)
+
+
+def _check_session(session: str, field: str) -> None:
+    if not session:
+        raise Refusal(
+            errors.ERROR_REASON_MISSING_FIELD, f"{field} is empty; name a session", {"field": field}
+        )
 
 
 def _word(name: str, prefix: str) -> str:

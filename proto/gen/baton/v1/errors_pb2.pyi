@@ -19,6 +19,7 @@ class ErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ERROR_REASON_UNSUPPORTED_TOOL_CHOICE: _ClassVar[ErrorReason]
     ERROR_REASON_UNKNOWN_MODEL: _ClassVar[ErrorReason]
     ERROR_REASON_UNAUTHENTICATED: _ClassVar[ErrorReason]
+    ERROR_REASON_UNKNOWN_SESSION: _ClassVar[ErrorReason]
     ERROR_REASON_NO_WORKER: _ClassVar[ErrorReason]
     ERROR_REASON_OVERLOADED: _ClassVar[ErrorReason]
     ERROR_REASON_OUT_OF_PAGES: _ClassVar[ErrorReason]
@@ -44,6 +45,7 @@ ERROR_REASON_INVALID_TOOLS: ErrorReason
 ERROR_REASON_UNSUPPORTED_TOOL_CHOICE: ErrorReason
 ERROR_REASON_UNKNOWN_MODEL: ErrorReason
 ERROR_REASON_UNAUTHENTICATED: ErrorReason
+ERROR_REASON_UNKNOWN_SESSION: ErrorReason
 ERROR_REASON_NO_WORKER: ErrorReason
 ERROR_REASON_OVERLOADED: ErrorReason
 ERROR_REASON_OUT_OF_PAGES: ErrorReason
