@@ -1,16 +1,10 @@
 """KvPeerService of the kvstore: what the disk has is brought into DRAM before it is leased."""
 
-from typing import Any, TypeAlias
-
-import grpc
-
 from baton.v1 import kv_pb2 as pb
 from baton_kvstore.directory import HASH_BYTES, split_hashes
 from baton_kvstore.nvme import NvmeTier
 from baton_kvstore.tier import TierHolder
 from baton_transfer import KvPeerServicer
-
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class TierServicer(KvPeerServicer):
@@ -20,11 +14,12 @@ class TierServicer(KvPeerServicer):
         super().__init__(holder, me)
         self.disk: NvmeTier | None = None
 
-    async def Acquire(self, request: pb.AcquireRequest, context: Context) -> pb.AcquireResponse:
+    async def acquire(self, request: pb.AcquireRequest) -> pb.AcquireResponse:
+        """As every holder's."""
         if self.disk is None or len(request.page_hashes) % HASH_BYTES:
-            return await super().Acquire(request, context)
+            return await super().acquire(request)
         unpin = await self.disk.load(split_hashes(request.page_hashes))
         try:
-            return await super().Acquire(request, context)
+            return await super().acquire(request)
         finally:
             unpin()
