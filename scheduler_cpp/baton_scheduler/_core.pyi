@@ -345,6 +345,10 @@ class Scheduler:
         """VALID: the pages could not change from grant until now."""
     def handed_over(self, request: int) -> Reply:
         """The reader has everything: Prefilled -> Finished."""
+    def forget(self, hashes: NDArray[np.uint8]) -> int:
+        """hashes: [n, 16]. Their session is over: none of these full pages is found again. Unused
+        ones are free at once, others with their last user. How many were held. The next plan
+        lists them in `evicted_hashes`."""
     def lookup(self, tokens: NDArray[np.int32], key: bytes) -> int:
         """Tokens of this prompt held as full pages (a prefix), and usable in every group."""
     def pool_stats(self, group: int) -> PoolStats: ...

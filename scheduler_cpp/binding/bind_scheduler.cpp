@@ -296,6 +296,12 @@ void bind_scheduler(nb::module_& m) {
       .def("release", &Scheduler::release, nb::arg("lease"), nb::arg("now_us"))
       .def("handed_over", &Scheduler::handed_over, nb::arg("request"))
       .def(
+          "forget",
+          [](Scheduler& self, const nb::object& hashes) {
+            return self.forget(digests(hashes, "hashes"));
+          },
+          nb::arg("hashes"))
+      .def(
           "lookup",
           [](const Scheduler& self, const nb::object& tokens, const nb::bytes& key) {
             return self.lookup(int32_vector(tokens, "tokens"), sip_key(key));

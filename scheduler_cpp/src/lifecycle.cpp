@@ -247,6 +247,13 @@ Reply Scheduler::fetch_ended(RequestId request, std::optional<Token> first_token
 
 // ---------------------------------------------------------------- the holder's side
 
+std::size_t Scheduler::forget(std::span<const Digest> identities) {
+  std::size_t held = 0;
+  // The last page of a chain first: so its pages join the free list as they would by eviction.
+  for (std::size_t i = identities.size(); i-- > 0;) held += pool_.forget(identities[i]);
+  return held;
+}
+
 LeaseId Scheduler::grant(std::span<const Digest> identities, Micros now, Micros ttl,
                          std::vector<std::int32_t>& pages, std::size_t group) {
   at_least(now);

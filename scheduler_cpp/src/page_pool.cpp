@@ -115,6 +115,18 @@ std::optional<Digest> PagePool::next_out() const {
   return at(static_cast<PageId>(next)).identity;
 }
 
+bool PagePool::forget(const Digest& identity) {
+  const std::int32_t found = index_.find(identity);
+  if (found == kNoEntry) return false;
+  const auto id = static_cast<PageId>(found);
+  if (at(id).tail) return false;  // held for a reader, and never longer than for it
+  const bool unused = at(id).references == 0;
+  if (unused) unlink(id);
+  unindex(id);
+  if (unused) to_free(id);
+  return true;
+}
+
 void PagePool::forget_unshared(const SealedPage& page) {
   if (at(page.id()).references == 1 && at(page.id()).indexed) unindex(page.id());
 }

@@ -54,9 +54,11 @@ class Shape:
     num_pages: int = 512
     routing: dict[str, Any] = field(default_factory=dict)
     worker: dict[str, Any] = field(default_factory=dict)
+    prefill_worker: dict[str, Any] = field(default_factory=dict)  # on top of `worker`
     limits: dict[str, Any] = field(default_factory=dict)  # the router's
-    gateway: bool = False  # SMG in front
     router: dict[str, Any] = field(default_factory=dict)  # further keys of its section
+    kvstore: dict[str, Any] = field(default_factory=dict)
+    gateway: bool = False  # SMG in front
 
 
 @dataclass
@@ -108,9 +110,9 @@ class Cluster:
                 "dtype": "float32",
                 "page_size": shape.page_size,
             },
-            "kvstore": {**section["kvstore"], "capacity_mb": 32},
+            "kvstore": {**section["kvstore"], "capacity_mb": 32, **shape.kvstore},
             "prefill": [
-                {"name": name, **section[name], **worker}
+                {"name": name, **section[name], **worker, **shape.prefill_worker}
                 for name in names
                 if name.startswith("prefill")
             ],

@@ -121,6 +121,9 @@ class PagePool {
   // What the next allocation would evict, if it must evict at all.
   [[nodiscard]] std::optional<Digest> next_out() const;
   Digest identity(const SealedPage& page) const { return at(page.id()).identity; }
+  // Nobody wants the page of this identity again: it cannot be found any more, and is free now or
+  // with its last reference. False: no full page has it.
+  bool forget(const Digest& identity);
   // The content is suspect: if nobody else uses the page, nobody will find it again, and it is
   // freed with this reference.
   void forget_unshared(const SealedPage& page);

@@ -162,6 +162,10 @@ class Scheduler {
   Verdict release(LeaseId lease, Micros now);
   Reply handed_over(RequestId request);
 
+  // Nobody will ask for these pages again (their session is over); how many were held. Those in use
+  // stay with their users and are free after them.
+  std::size_t forget(std::span<const Digest> identities);
+
   // ---- looking
   std::size_t lookup(std::span<const Token> tokens, SipKey key) const;
   Stats stats() const;

@@ -361,3 +361,127 @@ class KvDirectoryService(object):
             timeout,
             metadata,
             _registered_method=True)
+
+
+class KvSessionServiceStub(object):
+    """What chains are used by whom, as routers tell it. Served by the kvstore: it
+    decides by this what it keeps. Its leases end by themselves when no router
+    renews them.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Renew = channel.unary_unary(
+                '/baton.v1.KvSessionService/Renew',
+                request_serializer=baton_dot_v1_dot_kv__pb2.RenewSessionsRequest.SerializeToString,
+                response_deserializer=baton_dot_v1_dot_kv__pb2.RenewSessionsResponse.FromString,
+                _registered_method=True)
+        self.Close = channel.unary_unary(
+                '/baton.v1.KvSessionService/Close',
+                request_serializer=baton_dot_v1_dot_kv__pb2.CloseSessionsRequest.SerializeToString,
+                response_deserializer=baton_dot_v1_dot_kv__pb2.CloseSessionsResponse.FromString,
+                _registered_method=True)
+
+
+class KvSessionServiceServicer(object):
+    """What chains are used by whom, as routers tell it. Served by the kvstore: it
+    decides by this what it keeps. Its leases end by themselves when no router
+    renews them.
+    """
+
+    def Renew(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Close(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_KvSessionServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Renew': grpc.unary_unary_rpc_method_handler(
+                    servicer.Renew,
+                    request_deserializer=baton_dot_v1_dot_kv__pb2.RenewSessionsRequest.FromString,
+                    response_serializer=baton_dot_v1_dot_kv__pb2.RenewSessionsResponse.SerializeToString,
+            ),
+            'Close': grpc.unary_unary_rpc_method_handler(
+                    servicer.Close,
+                    request_deserializer=baton_dot_v1_dot_kv__pb2.CloseSessionsRequest.FromString,
+                    response_serializer=baton_dot_v1_dot_kv__pb2.CloseSessionsResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'baton.v1.KvSessionService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('baton.v1.KvSessionService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class KvSessionService(object):
+    """What chains are used by whom, as routers tell it. Served by the kvstore: it
+    decides by this what it keeps. Its leases end by themselves when no router
+    renews them.
+    """
+
+    @staticmethod
+    def Renew(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.KvSessionService/Renew',
+            baton_dot_v1_dot_kv__pb2.RenewSessionsRequest.SerializeToString,
+            baton_dot_v1_dot_kv__pb2.RenewSessionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Close(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.KvSessionService/Close',
+            baton_dot_v1_dot_kv__pb2.CloseSessionsRequest.SerializeToString,
+            baton_dot_v1_dot_kv__pb2.CloseSessionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

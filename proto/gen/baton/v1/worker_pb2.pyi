@@ -42,14 +42,22 @@ class CommandBatch(_message.Message):
     def __init__(self, commands: _Optional[_Iterable[_Union[Command, _Mapping]]] = ...) -> None: ...
 
 class Command(_message.Message):
-    __slots__ = ("start", "cancel", "prefill_lost")
+    __slots__ = ("start", "cancel", "prefill_lost", "forget")
     START_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
     PREFILL_LOST_FIELD_NUMBER: _ClassVar[int]
+    FORGET_FIELD_NUMBER: _ClassVar[int]
     start: StartRequest
     cancel: CancelRequest
     prefill_lost: PrefillLost
-    def __init__(self, start: _Optional[_Union[StartRequest, _Mapping]] = ..., cancel: _Optional[_Union[CancelRequest, _Mapping]] = ..., prefill_lost: _Optional[_Union[PrefillLost, _Mapping]] = ...) -> None: ...
+    forget: ForgetPages
+    def __init__(self, start: _Optional[_Union[StartRequest, _Mapping]] = ..., cancel: _Optional[_Union[CancelRequest, _Mapping]] = ..., prefill_lost: _Optional[_Union[PrefillLost, _Mapping]] = ..., forget: _Optional[_Union[ForgetPages, _Mapping]] = ...) -> None: ...
+
+class ForgetPages(_message.Message):
+    __slots__ = ("page_hashes",)
+    PAGE_HASHES_FIELD_NUMBER: _ClassVar[int]
+    page_hashes: bytes
+    def __init__(self, page_hashes: _Optional[bytes] = ...) -> None: ...
 
 class StartRequest(_message.Message):
     __slots__ = ("request_id", "attempt", "token_ids", "prompt_tokens", "max_new_tokens", "sampling", "stop", "logprobs", "cache_key", "sources", "compute", "prefill_for", "await_prefill", "constraint")
