@@ -27,7 +27,7 @@ DEMO_FLAGS ?=
 .DELETE_ON_ERROR:
 .PHONY: help venv build dev demo test test-cpp test-python test-slow lint lint-python lint-types \
 	lint-imports lint-cpp lint-proto lint-shell format proto bench bench-scheduler bench-router \
-	bench-modeling bench-handover demo-model demo-model-eval \
+	bench-modeling bench-handover bench-idle demo-model demo-model-eval \
 	clean clean-venv
 
 help: ## list these commands
@@ -108,7 +108,7 @@ test-python: dev
 test-slow: dev ## the slow tests
 	@$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
 
-bench: bench-scheduler bench-router bench-modeling bench-handover ## benchmarks of the parts
+bench: bench-scheduler bench-router bench-modeling bench-handover bench-idle ## benchmarks of the parts
 
 bench-scheduler: dev ## what a scheduling step costs, in C++ and seen from Python
 	@cmake -S scheduler_cpp -B build/bench -DBATON_BUILD_BENCH=ON >/dev/null && cmake --build build/bench >/dev/null
@@ -123,6 +123,9 @@ bench-modeling: dev ## a step of the model beside plain torch
 
 bench-handover: dev ## pulled pages beside raw NIXL
 	@echo "== hand-over" && $(BIN)/python bench/handover/throughput.py
+
+bench-idle: dev ## what an idle cluster costs: less than 5 % of one core
+	@echo "== idle cluster" && $(BIN)/python bench/cluster/idle_cpu.py --model $(TRAINED)
 
 # ---- static checks
 
