@@ -25,7 +25,7 @@ PYTEST_FLAGS ?=
 DEMO_FLAGS ?=
 
 .DELETE_ON_ERROR:
-.PHONY: help venv build dev demo test test-cpp test-python test-slow lint lint-python lint-types \
+.PHONY: help venv build dev demo test test-cpp test-python test-slow test-chaos lint lint-python lint-types \
 	lint-imports lint-cpp lint-proto lint-shell format proto bench bench-scheduler bench-router \
 	bench-modeling bench-handover bench-idle demo-model demo-model-eval \
 	clean clean-venv
@@ -108,6 +108,9 @@ test-python: dev
 test-slow: dev ## the slow tests
 	@$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
 
+test-chaos: dev ## kill, stop, cut and corrupt the processes of a cluster
+	@$(BIN)/python -m pytest -m chaos $(PYTEST_FLAGS)
+
 bench: bench-scheduler bench-router bench-modeling bench-handover bench-idle ## benchmarks of the parts
 
 bench-scheduler: dev ## what a scheduling step costs, in C++ and seen from Python
@@ -121,8 +124,10 @@ bench-router: dev ## what the router costs a token and a stream
 bench-modeling: dev ## a step of the model beside plain torch
 	@echo "== modeling" && $(BIN)/python bench/modeling/step_time.py $(TRAINED)
 
-bench-handover: dev ## pulled pages beside raw NIXL
-	@echo "== hand-over" && $(BIN)/python bench/handover/throughput.py
+bench-handover: dev ## pulled pages beside raw NIXL, what hides behind prefill, a session's pages
+	@echo "== pulled pages beside raw NIXL" && $(BIN)/python bench/handover/throughput.py
+	@echo "== transfer behind prefill" && $(BIN)/python bench/handover/overlap.py
+	@echo "== a session of forty turns" && $(BIN)/python -m pytest -q -s -m slow tests/integration/test_session_replay.py
 
 bench-idle: dev ## what an idle cluster costs: less than 5 % of one core
 	@echo "== idle cluster" && $(BIN)/python bench/cluster/idle_cpu.py --model $(TRAINED)

@@ -45,6 +45,8 @@ class EngineConfig(BaseModel):
     fetch_batch_pages: Annotated[int, Field(ge=1)] = 64
     # xxh3-64 of every sealed page, sent with leases. None: on for cpu, off for cuda.
     checksums: bool | None = None
+    # For tests of faults: overwrites every page that becomes free. Never on by itself.
+    debug_poison_free_pages: bool = False
 
     @model_validator(mode="after")
     def _limits_agree(self) -> EngineConfig:
@@ -53,6 +55,11 @@ class EngineConfig(BaseModel):
                 f"max_step_tokens is {self.max_step_tokens}, less than max_running "
                 f"({self.max_running}): a step could not give every running request its token; "
                 f"raise max_step_tokens or lower max_running"
+            )
+        if self.debug_poison_free_pages and (self.device != "cpu" or self.tp > 1):
+            raise ValueError(
+                f"debug_poison_free_pages works on the cpu with tp 1 only (device is "
+                f"{self.device}, tp is {self.tp}); leave it out"
             )
         if self.max_context is not None:
             pages = -(-self.max_context // self.page_size)

@@ -20,6 +20,7 @@ from baton_engine.fetching import Fetcher
 from baton_engine.handover_board import HandoverBoard
 from baton_engine.holder import EngineHolder
 from baton_engine.loading import Ranks, bring_up, open_puller
+from baton_engine.poison import FreePagePoison
 from baton_engine.refusal import EngineRefusal, refuse_admission, validate
 from baton_engine.request import Await, EngineRequest, Generate, HandOver
 from baton_engine.runner import LoadProgress, resolve_max_context
@@ -148,6 +149,11 @@ class Engine:
             TokenStopMatcher.of_checkpoint(self.config.model_path, slots),
             publish,
             max_slots=slots,
+            poison=(
+                FreePagePoison(loaded.ranks.exporter.arena)
+                if self.config.debug_poison_free_pages
+                else None
+            ),
         )
         puller = open_puller(peer, loaded.ranks, self.config)
         fetcher = Fetcher(loaded.core, puller, self.config)

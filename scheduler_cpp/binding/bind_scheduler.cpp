@@ -233,6 +233,13 @@ void bind_scheduler(nb::module_& m) {
             return copy<std::int32_t, 1>(self.pages_of(request));
           },
           nb::arg("request"))
+      .def("free_pages",
+           [](const Scheduler& self) {
+             std::vector<std::int32_t> ids;
+             ids.reserve(self.free_pages().size());
+             for (const PageId page : self.free_pages()) ids.push_back(raw(page));
+             return copy<std::int32_t, 1>(ids);
+           })
       .def("check_invariants", &Scheduler::check_invariants);
   m.def("page_hashes", page_hashes, nb::arg("tokens"), nb::arg("page_size"), nb::arg("key"),
         nb::kw_only(), nb::arg("tail") = false);

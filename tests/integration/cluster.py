@@ -180,6 +180,14 @@ class Cluster:
         process.send_signal(signal.SIGKILL)
         process.wait(timeout=STOP_SECONDS)
 
+    def pause(self, name: str) -> None:
+        """SIGSTOP."""
+        self.processes[name].send_signal(signal.SIGSTOP)
+
+    def resume(self, name: str) -> None:
+        """SIGCONT; harmless to one that runs."""
+        self.processes[name].send_signal(signal.SIGCONT)
+
     def stop(self) -> dict[str, int]:
         """SIGTERM to all, front door first; returns the exit codes."""
         self._channel.close()
@@ -187,6 +195,7 @@ class Cluster:
         codes: dict[str, int] = {}
         for name in [name for name in order if name in self.processes]:
             process = self.processes.pop(name)
+            process.send_signal(signal.SIGCONT)
             process.terminate()
             try:
                 codes[name] = process.wait(timeout=STOP_SECONDS)

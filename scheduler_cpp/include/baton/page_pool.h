@@ -127,6 +127,8 @@ class PagePool {
   std::vector<Digest>& evicted() { return evicted_; }
   // Identities of all full pages in the index, in page order.
   [[nodiscard]] std::vector<Digest> held() const;
+  // Pages that hold nothing. For debugging: whoever reads one reads garbage.
+  [[nodiscard]] const std::vector<PageId>& free_pages() const { return free_; }
   // Evictable pages, the next to go first.
   [[nodiscard]] std::vector<PageId> coldest_first() const;
   // Of the page's identity, while it can be found by it; else of nothing.

@@ -118,6 +118,7 @@ class Scheduler {
   std::size_t lookup(std::span<const Token> tokens, SipKey key) const;
   Stats stats() const;
   std::vector<Digest> held_identities() const { return pool_.held(); }
+  const std::vector<PageId>& free_pages() const { return pool_.free_pages(); }
   const Config& config() const { return config_; }
   // Name of the state, empty when the request is gone.
   std::string_view state_of(RequestId request) const;

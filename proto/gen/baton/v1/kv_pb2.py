@@ -26,15 +26,15 @@ from baton.v1 import errors_pb2 as baton_dot_v1_dot_errors__pb2
 from baton.v1 import inference_pb2 as baton_dot_v1_dot_inference__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x11\x62\x61ton/v1/kv.proto\x12\x08\x62\x61ton.v1\x1a\x15\x62\x61ton/v1/errors.proto\x1a\x18\x62\x61ton/v1/inference.proto\"<\n\x14RenewSessionsRequest\x12$\n\x05turns\x18\x01 \x03(\x0b\x32\x15.baton.v1.SessionTurn\"c\n\x0bSessionTurn\x12\x0f\n\x07session\x18\x01 \x01(\x0c\x12\x0e\n\x06tenant\x18\x02 \x01(\x0c\x12\x13\n\x0bpage_hashes\x18\x03 \x01(\x0c\x12\x0e\n\x06ttl_ms\x18\x04 \x01(\r\x12\x0e\n\x06\x66\x61mily\x18\x05 \x01(\x0c\"\x17\n\x15RenewSessionsResponse\"=\n\x14\x43loseSessionsRequest\x12\x10\n\x08sessions\x18\x01 \x03(\x0c\x12\x13\n\x0bpage_hashes\x18\x02 \x01(\x0c\",\n\x15\x43loseSessionsResponse\x12\x13\n\x0bpage_hashes\x18\x01 \x01(\x0c\"4\n\x04Peer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x06\"\x81\x01\n\rCacheIdentity\x12\x14\n\x0cwire_version\x18\x01 \x01(\r\x12\x19\n\x11model_fingerprint\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\r\x12,\n\x06groups\x18\x04 \x03(\x0b\x32\x1c.baton.v1.CacheGroupIdentity\"U\n\x12\x43\x61\x63heGroupIdentity\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\x0e\n\x06layers\x18\x03 \x01(\r\x12\x12\n\npage_bytes\x18\x04 \x01(\x04\"Z\n\x10HandshakeRequest\x12\x1e\n\x06reader\x18\x01 \x01(\x0b\x32\x0e.baton.v1.Peer\x12&\n\x05\x63\x61\x63he\x18\x02 \x01(\x0b\x32\x17.baton.v1.CacheIdentity\"\x85\x01\n\x11HandshakeResponse\x12\x1e\n\x06holder\x18\x01 \x01(\x0b\x32\x0e.baton.v1.Peer\x12&\n\x05\x63\x61\x63he\x18\x02 \x01(\x0b\x32\x17.baton.v1.CacheIdentity\x12(\n\x06memory\x18\x03 \x01(\x0b\x32\x18.baton.v1.ExportedMemory\"\x8d\x01\n\x0e\x45xportedMemory\x12\r\n\x05\x61gent\x18\x01 \x01(\t\x12\x16\n\x0e\x61gent_metadata\x18\x02 \x01(\x0c\x12\x13\n\x0bmemory_type\x18\x03 \x01(\t\x12\x0c\n\x04\x62\x61se\x18\x04 \x01(\x06\x12\x12\n\npage_bytes\x18\x05 \x01(\x04\x12\r\n\x05pages\x18\x06 \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\x07 \x01(\r\"T\n\x0e\x41\x63quireRequest\x12\x0e\n\x06reader\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x06\x12\x13\n\x0bpage_hashes\x18\x03 \x01(\x0c\x12\x0e\n\x06ttl_ms\x18\x04 \x01(\r\"U\n\x0f\x41\x63quireResponse\x12\x10\n\x08lease_id\x18\x01 \x01(\x06\x12\r\n\x05pages\x18\x02 \x03(\r\x12\x11\n\tchecksums\x18\x03 \x03(\x06\x12\x0e\n\x06ttl_ms\x18\x04 \x01(\r\"@\n\x0cRenewRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x06\x12\x11\n\tlease_ids\x18\x02 \x03(\x06\x12\x0e\n\x06ttl_ms\x18\x03 \x01(\r\" \n\rRenewResponse\x12\x0f\n\x07\x65xpired\x18\x01 \x03(\x06\"]\n\x0eReleaseRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x06\x12\x11\n\tlease_ids\x18\x02 \x03(\x06\x12)\n\x0bhanded_over\x18\x03 \x03(\x0b\x32\x14.baton.v1.HandedOver\"1\n\nHandedOver\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\";\n\x0fReleaseResponse\x12(\n\x08verdicts\x18\x01 \x03(\x0e\x32\x16.baton.v1.LeaseVerdict\"6\n\x15WatchHandoversRequest\x12\x0e\n\x06reader\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x06\"?\n\x16WatchHandoversResponse\x12%\n\thandovers\x18\x01 \x03(\x0b\x32\x12.baton.v1.Handover\"\x97\x01\n\x08Handover\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x14\n\x0csealed_pages\x18\x03 \x01(\r\x12)\n\x0b\x66irst_token\x18\x04 \x01(\x0b\x32\x14.baton.v1.FirstToken\x12%\n\x06\x66\x61iled\x18\x05 \x01(\x0e\x32\x15.baton.v1.ErrorReason\"\xae\x01\n\nFirstToken\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\'\n\x07logprob\x18\x02 \x01(\x0b\x32\x16.baton.v1.TokenLogprob\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\x12\x10\n\x08queue_us\x18\x04 \x01(\x04\x12\x12\n\nprefill_us\x18\x05 \x01(\x04\x12\x13\n\x0bpages_moved\x18\x06 \x01(\r\x12\x13\n\x0b\x62ytes_moved\x18\x07 \x01(\x04\"\x8a\x01\n\x0ePublishRequest\x12\x1e\n\x06holder\x18\x01 \x01(\x0b\x32\x0e.baton.v1.Peer\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\r\n\x05\x61\x64\x64\x65\x64\x18\x03 \x01(\x0c\x12\x0f\n\x07removed\x18\x04 \x01(\x0c\x12&\n\x05\x63\x61\x63he\x18\x05 \x01(\x0b\x32\x17.baton.v1.CacheIdentity\"!\n\x0fPublishResponse\x12\x0e\n\x06resync\x18\x01 \x01(\x08\"$\n\rLocateRequest\x12\x13\n\x0bpage_hashes\x18\x01 \x01(\x0c\"\x81\x01\n\x0eLocateResponse\x12\x34\n\tlocations\x18\x01 \x03(\x0b\x32!.baton.v1.LocateResponse.Location\x1a\x39\n\x08Location\x12\x1e\n\x06holder\x18\x01 \x01(\x0b\x32\x0e.baton.v1.Peer\x12\r\n\x05pages\x18\x02 \x01(\r\"\x1f\n\x0cWatchRequest\x12\x0f\n\x07watcher\x18\x01 \x01(\t\"\\\n\rWatchResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x10\n\x08snapshot\x18\x02 \x01(\x08\x12\'\n\x07\x63hanges\x18\x03 \x03(\x0b\x32\x16.baton.v1.HolderChange\"m\n\x0cHolderChange\x12\x1e\n\x06holder\x18\x01 \x01(\x0b\x32\x0e.baton.v1.Peer\x12\r\n\x05\x61\x64\x64\x65\x64\x18\x02 \x01(\x0c\x12\x0f\n\x07removed\x18\x03 \x01(\x0c\x12\x0c\n\x04gone\x18\x04 \x01(\x08\x12\x0f\n\x07storage\x18\x05 \x01(\x08*a\n\x0cLeaseVerdict\x12\x1d\n\x19LEASE_VERDICT_UNSPECIFIED\x10\x00\x12\x17\n\x13LEASE_VERDICT_VALID\x10\x01\x12\x19\n\x15LEASE_VERDICT_EXPIRED\x10\x02\x32\xe6\x02\n\rKvPeerService\x12\x44\n\tHandshake\x12\x1a.baton.v1.HandshakeRequest\x1a\x1b.baton.v1.HandshakeResponse\x12>\n\x07\x41\x63quire\x12\x18.baton.v1.AcquireRequest\x1a\x19.baton.v1.AcquireResponse\x12\x38\n\x05Renew\x12\x16.baton.v1.RenewRequest\x1a\x17.baton.v1.RenewResponse\x12>\n\x07Release\x12\x18.baton.v1.ReleaseRequest\x1a\x19.baton.v1.ReleaseResponse\x12U\n\x0eWatchHandovers\x12\x1f.baton.v1.WatchHandoversRequest\x1a .baton.v1.WatchHandoversResponse0\x01\x32\xcd\x01\n\x12KvDirectoryService\x12>\n\x07Publish\x12\x18.baton.v1.PublishRequest\x1a\x19.baton.v1.PublishResponse\x12;\n\x06Locate\x12\x17.baton.v1.LocateRequest\x1a\x18.baton.v1.LocateResponse\x12:\n\x05Watch\x12\x16.baton.v1.WatchRequest\x1a\x17.baton.v1.WatchResponse0\x01\x32\xa6\x01\n\x10KvSessionService\x12H\n\x05Renew\x12\x1e.baton.v1.RenewSessionsRequest\x1a\x1f.baton.v1.RenewSessionsResponse\x12H\n\x05\x43lose\x12\x1e.baton.v1.CloseSessionsRequest\x1a\x1f.baton.v1.CloseSessionsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x11\x62\x61ton/v1/kv.proto\x12\x08\x62\x61ton.v1\x1a\x15\x62\x61ton/v1/errors.proto\x1a\x18\x62\x61ton/v1/inference.proto\"<\n\x14RenewSessionsRequest\x12$\n\x05turns\x18\x01 \x03(\x0b\x32\x15.baton.v1.SessionTurn\"c\n\x0bSessionTurn\x12\x0f\n\x07session\x18\x01 \x01(\x0c\x12\x0e\n\x06tenant\x18\x02 \x01(\x0c\x12\x13\n\x0bpage_hashes\x18\x03 \x01(\x0c\x12\x0e\n\x06ttl_ms\x18\x04 \x01(\r\x12\x0e\n\x06\x66\x61mily\x18\x05 \x01(\x0c\"\x17\n\x15RenewSessionsResponse\"=\n\x14\x43loseSessionsRequest\x12\x10\n\x08sessions\x18\x01 \x03(\x0c\x12\x13\n\x0bpage_hashes\x18\x02 \x01(\x0c\",\n\x15\x43loseSessionsResponse\x12\x13\n\x0bpage_hashes\x18\x01 \x01(\x0c\"4\n\x04Peer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x06\"\x81\x01\n\rCacheIdentity\x12\x14\n\x0cwire_version\x18\x01 \x01(\r\x12\x19\n\x11model_fingerprint\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\r\x12,\n\x06groups\x18\x04 \x03(\x0b\x32\x1c.baton.v1.CacheGroupIdentity\"U\n\x12\x43\x61\x63heGroupIdentity\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\x0e\n\x06layers\x18\x03 \x01(\r\x12\x12\n\npage_bytes\x18\x04 \x01(\x04\"Z\n\x10HandshakeRequest\x12\x1e\n\x06reader\x18\x01 \x01(\x0b\x32\x0e.baton.v1.Peer\x12&\n\x05\x63\x61\x63he\x18\x02 \x01(\x0b\x32\x17.baton.v1.CacheIdentity\"\x85\x01\n\x11HandshakeResponse\x12\x1e\n\x06holder\x18\x01 \x01(\x0b\x32\x0e.baton.v1.Peer\x12&\n\x05\x63\x61\x63he\x18\x02 \x01(\x0b\x32\x17.baton.v1.CacheIdentity\x12(\n\x06memory\x18\x03 \x01(\x0b\x32\x18.baton.v1.ExportedMemory\"\x8d\x01\n\x0e\x45xportedMemory\x12\r\n\x05\x61gent\x18\x01 \x01(\t\x12\x16\n\x0e\x61gent_metadata\x18\x02 \x01(\x0c\x12\x13\n\x0bmemory_type\x18\x03 \x01(\t\x12\x0c\n\x04\x62\x61se\x18\x04 \x01(\x06\x12\x12\n\npage_bytes\x18\x05 \x01(\x04\x12\r\n\x05pages\x18\x06 \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\x07 \x01(\r\"\x9c\x01\n\x0cLeaseRequest\x12+\n\x07\x61\x63quire\x18\x01 \x01(\x0b\x32\x18.baton.v1.AcquireRequestH\x00\x12\'\n\x05renew\x18\x02 \x01(\x0b\x32\x16.baton.v1.RenewRequestH\x00\x12+\n\x07release\x18\x03 \x01(\x0b\x32\x18.baton.v1.ReleaseRequestH\x00\x42\t\n\x07request\"\x9f\x01\n\rLeaseResponse\x12,\n\x07\x61\x63quire\x18\x01 \x01(\x0b\x32\x19.baton.v1.AcquireResponseH\x00\x12(\n\x05renew\x18\x02 \x01(\x0b\x32\x17.baton.v1.RenewResponseH\x00\x12,\n\x07release\x18\x03 \x01(\x0b\x32\x19.baton.v1.ReleaseResponseH\x00\x42\x08\n\x06\x61nswer\"T\n\x0e\x41\x63quireRequest\x12\x0e\n\x06reader\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x06\x12\x13\n\x0bpage_hashes\x18\x03 \x01(\x0c\x12\x0e\n\x06ttl_ms\x18\x04 \x01(\r\"U\n\x0f\x41\x63quireResponse\x12\x10\n\x08lease_id\x18\x01 \x01(\x06\x12\r\n\x05pages\x18\x02 \x03(\r\x12\x11\n\tchecksums\x18\x03 \x03(\x06\x12\x0e\n\x06ttl_ms\x18\x04 \x01(\r\"@\n\x0cRenewRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x06\x12\x11\n\tlease_ids\x18\x02 \x03(\x06\x12\x0e\n\x06ttl_ms\x18\x03 \x01(\r\" \n\rRenewResponse\x12\x0f\n\x07\x65xpired\x18\x01 \x03(\x06\"]\n\x0eReleaseRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x06\x12\x11\n\tlease_ids\x18\x02 \x03(\x06\x12)\n\x0bhanded_over\x18\x03 \x03(\x0b\x32\x14.baton.v1.HandedOver\"1\n\nHandedOver\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\";\n\x0fReleaseResponse\x12(\n\x08verdicts\x18\x01 \x03(\x0e\x32\x16.baton.v1.LeaseVerdict\"6\n\x15WatchHandoversRequest\x12\x0e\n\x06reader\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x06\"?\n\x16WatchHandoversResponse\x12%\n\thandovers\x18\x01 \x03(\x0b\x32\x12.baton.v1.Handover\"\x97\x01\n\x08Handover\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x14\n\x0csealed_pages\x18\x03 \x01(\r\x12)\n\x0b\x66irst_token\x18\x04 \x01(\x0b\x32\x14.baton.v1.FirstToken\x12%\n\x06\x66\x61iled\x18\x05 \x01(\x0e\x32\x15.baton.v1.ErrorReason\"\xae\x01\n\nFirstToken\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\'\n\x07logprob\x18\x02 \x01(\x0b\x32\x16.baton.v1.TokenLogprob\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\x12\x10\n\x08queue_us\x18\x04 \x01(\x04\x12\x12\n\nprefill_us\x18\x05 \x01(\x04\x12\x13\n\x0bpages_moved\x18\x06 \x01(\r\x12\x13\n\x0b\x62ytes_moved\x18\x07 \x01(\x04\"\x8a\x01\n\x0ePublishRequest\x12\x1e\n\x06holder\x18\x01 \x01(\x0b\x32\x0e.baton.v1.Peer\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\r\n\x05\x61\x64\x64\x65\x64\x18\x03 \x01(\x0c\x12\x0f\n\x07removed\x18\x04 \x01(\x0c\x12&\n\x05\x63\x61\x63he\x18\x05 \x01(\x0b\x32\x17.baton.v1.CacheIdentity\"!\n\x0fPublishResponse\x12\x0e\n\x06resync\x18\x01 \x01(\x08\"$\n\rLocateRequest\x12\x13\n\x0bpage_hashes\x18\x01 \x01(\x0c\"\x81\x01\n\x0eLocateResponse\x12\x34\n\tlocations\x18\x01 \x03(\x0b\x32!.baton.v1.LocateResponse.Location\x1a\x39\n\x08Location\x12\x1e\n\x06holder\x18\x01 \x01(\x0b\x32\x0e.baton.v1.Peer\x12\r\n\x05pages\x18\x02 \x01(\r\"\x1f\n\x0cWatchRequest\x12\x0f\n\x07watcher\x18\x01 \x01(\t\"\\\n\rWatchResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x10\n\x08snapshot\x18\x02 \x01(\x08\x12\'\n\x07\x63hanges\x18\x03 \x03(\x0b\x32\x16.baton.v1.HolderChange\"m\n\x0cHolderChange\x12\x1e\n\x06holder\x18\x01 \x01(\x0b\x32\x0e.baton.v1.Peer\x12\r\n\x05\x61\x64\x64\x65\x64\x18\x02 \x01(\x0c\x12\x0f\n\x07removed\x18\x03 \x01(\x0c\x12\x0c\n\x04gone\x18\x04 \x01(\x08\x12\x0f\n\x07storage\x18\x05 \x01(\x08*a\n\x0cLeaseVerdict\x12\x1d\n\x19LEASE_VERDICT_UNSPECIFIED\x10\x00\x12\x17\n\x13LEASE_VERDICT_VALID\x10\x01\x12\x19\n\x15LEASE_VERDICT_EXPIRED\x10\x02\x32\xea\x01\n\rKvPeerService\x12\x44\n\tHandshake\x12\x1a.baton.v1.HandshakeRequest\x1a\x1b.baton.v1.HandshakeResponse\x12<\n\x05Lease\x12\x16.baton.v1.LeaseRequest\x1a\x17.baton.v1.LeaseResponse(\x01\x30\x01\x12U\n\x0eWatchHandovers\x12\x1f.baton.v1.WatchHandoversRequest\x1a .baton.v1.WatchHandoversResponse0\x01\x32\xcd\x01\n\x12KvDirectoryService\x12>\n\x07Publish\x12\x18.baton.v1.PublishRequest\x1a\x19.baton.v1.PublishResponse\x12;\n\x06Locate\x12\x17.baton.v1.LocateRequest\x1a\x18.baton.v1.LocateResponse\x12:\n\x05Watch\x12\x16.baton.v1.WatchRequest\x1a\x17.baton.v1.WatchResponse0\x01\x32\xa6\x01\n\x10KvSessionService\x12H\n\x05Renew\x12\x1e.baton.v1.RenewSessionsRequest\x1a\x1f.baton.v1.RenewSessionsResponse\x12H\n\x05\x43lose\x12\x1e.baton.v1.CloseSessionsRequest\x1a\x1f.baton.v1.CloseSessionsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'baton.v1.kv_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LEASEVERDICT']._serialized_start=2538
-  _globals['_LEASEVERDICT']._serialized_end=2635
+  _globals['_LEASEVERDICT']._serialized_start=2859
+  _globals['_LEASEVERDICT']._serialized_end=2956
   _globals['_RENEWSESSIONSREQUEST']._serialized_start=80
   _globals['_RENEWSESSIONSREQUEST']._serialized_end=140
   _globals['_SESSIONTURN']._serialized_start=142
@@ -57,48 +57,52 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HANDSHAKERESPONSE']._serialized_end=876
   _globals['_EXPORTEDMEMORY']._serialized_start=879
   _globals['_EXPORTEDMEMORY']._serialized_end=1020
-  _globals['_ACQUIREREQUEST']._serialized_start=1022
-  _globals['_ACQUIREREQUEST']._serialized_end=1106
-  _globals['_ACQUIRERESPONSE']._serialized_start=1108
-  _globals['_ACQUIRERESPONSE']._serialized_end=1193
-  _globals['_RENEWREQUEST']._serialized_start=1195
-  _globals['_RENEWREQUEST']._serialized_end=1259
-  _globals['_RENEWRESPONSE']._serialized_start=1261
-  _globals['_RENEWRESPONSE']._serialized_end=1293
-  _globals['_RELEASEREQUEST']._serialized_start=1295
-  _globals['_RELEASEREQUEST']._serialized_end=1388
-  _globals['_HANDEDOVER']._serialized_start=1390
-  _globals['_HANDEDOVER']._serialized_end=1439
-  _globals['_RELEASERESPONSE']._serialized_start=1441
-  _globals['_RELEASERESPONSE']._serialized_end=1500
-  _globals['_WATCHHANDOVERSREQUEST']._serialized_start=1502
-  _globals['_WATCHHANDOVERSREQUEST']._serialized_end=1556
-  _globals['_WATCHHANDOVERSRESPONSE']._serialized_start=1558
-  _globals['_WATCHHANDOVERSRESPONSE']._serialized_end=1621
-  _globals['_HANDOVER']._serialized_start=1624
-  _globals['_HANDOVER']._serialized_end=1775
-  _globals['_FIRSTTOKEN']._serialized_start=1778
-  _globals['_FIRSTTOKEN']._serialized_end=1952
-  _globals['_PUBLISHREQUEST']._serialized_start=1955
-  _globals['_PUBLISHREQUEST']._serialized_end=2093
-  _globals['_PUBLISHRESPONSE']._serialized_start=2095
-  _globals['_PUBLISHRESPONSE']._serialized_end=2128
-  _globals['_LOCATEREQUEST']._serialized_start=2130
-  _globals['_LOCATEREQUEST']._serialized_end=2166
-  _globals['_LOCATERESPONSE']._serialized_start=2169
-  _globals['_LOCATERESPONSE']._serialized_end=2298
-  _globals['_LOCATERESPONSE_LOCATION']._serialized_start=2241
-  _globals['_LOCATERESPONSE_LOCATION']._serialized_end=2298
-  _globals['_WATCHREQUEST']._serialized_start=2300
-  _globals['_WATCHREQUEST']._serialized_end=2331
-  _globals['_WATCHRESPONSE']._serialized_start=2333
-  _globals['_WATCHRESPONSE']._serialized_end=2425
-  _globals['_HOLDERCHANGE']._serialized_start=2427
-  _globals['_HOLDERCHANGE']._serialized_end=2536
-  _globals['_KVPEERSERVICE']._serialized_start=2638
-  _globals['_KVPEERSERVICE']._serialized_end=2996
-  _globals['_KVDIRECTORYSERVICE']._serialized_start=2999
-  _globals['_KVDIRECTORYSERVICE']._serialized_end=3204
-  _globals['_KVSESSIONSERVICE']._serialized_start=3207
-  _globals['_KVSESSIONSERVICE']._serialized_end=3373
+  _globals['_LEASEREQUEST']._serialized_start=1023
+  _globals['_LEASEREQUEST']._serialized_end=1179
+  _globals['_LEASERESPONSE']._serialized_start=1182
+  _globals['_LEASERESPONSE']._serialized_end=1341
+  _globals['_ACQUIREREQUEST']._serialized_start=1343
+  _globals['_ACQUIREREQUEST']._serialized_end=1427
+  _globals['_ACQUIRERESPONSE']._serialized_start=1429
+  _globals['_ACQUIRERESPONSE']._serialized_end=1514
+  _globals['_RENEWREQUEST']._serialized_start=1516
+  _globals['_RENEWREQUEST']._serialized_end=1580
+  _globals['_RENEWRESPONSE']._serialized_start=1582
+  _globals['_RENEWRESPONSE']._serialized_end=1614
+  _globals['_RELEASEREQUEST']._serialized_start=1616
+  _globals['_RELEASEREQUEST']._serialized_end=1709
+  _globals['_HANDEDOVER']._serialized_start=1711
+  _globals['_HANDEDOVER']._serialized_end=1760
+  _globals['_RELEASERESPONSE']._serialized_start=1762
+  _globals['_RELEASERESPONSE']._serialized_end=1821
+  _globals['_WATCHHANDOVERSREQUEST']._serialized_start=1823
+  _globals['_WATCHHANDOVERSREQUEST']._serialized_end=1877
+  _globals['_WATCHHANDOVERSRESPONSE']._serialized_start=1879
+  _globals['_WATCHHANDOVERSRESPONSE']._serialized_end=1942
+  _globals['_HANDOVER']._serialized_start=1945
+  _globals['_HANDOVER']._serialized_end=2096
+  _globals['_FIRSTTOKEN']._serialized_start=2099
+  _globals['_FIRSTTOKEN']._serialized_end=2273
+  _globals['_PUBLISHREQUEST']._serialized_start=2276
+  _globals['_PUBLISHREQUEST']._serialized_end=2414
+  _globals['_PUBLISHRESPONSE']._serialized_start=2416
+  _globals['_PUBLISHRESPONSE']._serialized_end=2449
+  _globals['_LOCATEREQUEST']._serialized_start=2451
+  _globals['_LOCATEREQUEST']._serialized_end=2487
+  _globals['_LOCATERESPONSE']._serialized_start=2490
+  _globals['_LOCATERESPONSE']._serialized_end=2619
+  _globals['_LOCATERESPONSE_LOCATION']._serialized_start=2562
+  _globals['_LOCATERESPONSE_LOCATION']._serialized_end=2619
+  _globals['_WATCHREQUEST']._serialized_start=2621
+  _globals['_WATCHREQUEST']._serialized_end=2652
+  _globals['_WATCHRESPONSE']._serialized_start=2654
+  _globals['_WATCHRESPONSE']._serialized_end=2746
+  _globals['_HOLDERCHANGE']._serialized_start=2748
+  _globals['_HOLDERCHANGE']._serialized_end=2857
+  _globals['_KVPEERSERVICE']._serialized_start=2959
+  _globals['_KVPEERSERVICE']._serialized_end=3193
+  _globals['_KVDIRECTORYSERVICE']._serialized_start=3196
+  _globals['_KVDIRECTORYSERVICE']._serialized_end=3401
+  _globals['_KVSESSIONSERVICE']._serialized_start=3404
+  _globals['_KVSESSIONSERVICE']._serialized_end=3570
 # @@protoc_insertion_point(module_scope)

@@ -126,6 +126,26 @@ class ExportedMemory(_message.Message):
     device: int
     def __init__(self, agent: _Optional[str] = ..., agent_metadata: _Optional[bytes] = ..., memory_type: _Optional[str] = ..., base: _Optional[int] = ..., page_bytes: _Optional[int] = ..., pages: _Optional[int] = ..., device: _Optional[int] = ...) -> None: ...
 
+class LeaseRequest(_message.Message):
+    __slots__ = ("acquire", "renew", "release")
+    ACQUIRE_FIELD_NUMBER: _ClassVar[int]
+    RENEW_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    acquire: AcquireRequest
+    renew: RenewRequest
+    release: ReleaseRequest
+    def __init__(self, acquire: _Optional[_Union[AcquireRequest, _Mapping]] = ..., renew: _Optional[_Union[RenewRequest, _Mapping]] = ..., release: _Optional[_Union[ReleaseRequest, _Mapping]] = ...) -> None: ...
+
+class LeaseResponse(_message.Message):
+    __slots__ = ("acquire", "renew", "release")
+    ACQUIRE_FIELD_NUMBER: _ClassVar[int]
+    RENEW_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    acquire: AcquireResponse
+    renew: RenewResponse
+    release: ReleaseResponse
+    def __init__(self, acquire: _Optional[_Union[AcquireResponse, _Mapping]] = ..., renew: _Optional[_Union[RenewResponse, _Mapping]] = ..., release: _Optional[_Union[ReleaseResponse, _Mapping]] = ...) -> None: ...
+
 class AcquireRequest(_message.Message):
     __slots__ = ("reader", "epoch", "page_hashes", "ttl_ms")
     READER_FIELD_NUMBER: _ClassVar[int]
