@@ -116,7 +116,7 @@ test-gateway: dev ## all tests of the gateway: the real SMG over clusters, both 
 	@$(BIN)/python -m pytest tests/integration/test_gateway.py tests/integration/test_gateway_routing.py \
 		tests/unit/router/test_kv_events.py tests/unit/engine/test_grammar.py $(PYTEST_FLAGS)
 
-bench: bench-scheduler bench-router bench-modeling bench-handover bench-gateway ## benchmarks of the parts
+bench: bench-scheduler bench-router bench-modeling bench-handover bench-gateway bench-idle ## benchmarks of the parts
 
 bench-scheduler: dev ## what a scheduling step costs, in C++ and seen from Python
 	@cmake -S scheduler_cpp -B build/bench -DBATON_BUILD_BENCH=ON >/dev/null && cmake --build build/bench >/dev/null
@@ -136,6 +136,9 @@ bench-handover: dev ## pulled pages beside raw NIXL, what hides behind prefill, 
 
 bench-gateway: dev ## what the router adds under SMG, beside a bare canned worker
 	@echo "== gateway" && $(BIN)/python bench/gateway/overhead.py
+
+bench-idle: dev ## what an idle cluster costs: less than 5 % of one core
+	@echo "== idle cluster" && $(BIN)/python bench/cluster/idle_cpu.py --model $(TRAINED)
 
 # ---- static checks
 
