@@ -114,6 +114,7 @@ test-chaos: dev ## kill, stop, cut and corrupt the processes of a cluster
 
 test-gateway: dev ## all tests of the gateway: the real SMG over clusters, both SDKs
 	@$(BIN)/python -m pytest tests/integration/test_gateway.py tests/integration/test_gateway_routing.py \
+		tests/integration/test_gateway_direct.py \
 		tests/unit/router/test_kv_events.py tests/unit/engine/test_grammar.py $(PYTEST_FLAGS)
 
 bench: bench-scheduler bench-router bench-modeling bench-handover bench-gateway bench-idle ## benchmarks of the parts

@@ -127,7 +127,7 @@ class Cluster:
                 "limits": shape.limits,
                 **shape.router,
             },
-            "gateway": section["gateway"] if shape.gateway else None,
+            "gateway": {**section["gateway"], "drain_s": 1} if shape.gateway else None,
         }
 
     # ---- processes

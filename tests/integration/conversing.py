@@ -38,7 +38,9 @@ def anthropic_tools(told: TrainedStory) -> list[Any]:
     ]
 
 
-def with_openai(client: openai.OpenAI, told: TrainedStory) -> tuple[list[str], list[int], int]:
+def with_openai(
+    client: openai.OpenAI, told: TrainedStory, model: str = NAME
+) -> tuple[list[str], list[int], int]:
     """(answers, cached prompt tokens of each completion, calls made)."""
     messages: list[Any] = [{"role": "system", "content": told.system}]
     answers, cached, calls = [], [], 0
@@ -46,7 +48,7 @@ def with_openai(client: openai.OpenAI, told: TrainedStory) -> tuple[list[str], l
         messages.append({"role": "user", "content": question})
         for _ in range(MAX_ROUNDS):
             done = client.chat.completions.create(
-                model=NAME, messages=messages, tools=openai_tools(told), max_tokens=160
+                model=model, messages=messages, tools=openai_tools(told), max_tokens=160
             )
             assert done.usage is not None and done.usage.prompt_tokens_details is not None
             cached.append(done.usage.prompt_tokens_details.cached_tokens or 0)

@@ -400,21 +400,24 @@ def test_a_client_that_leaves_frees_its_pages(cluster: Cluster, client: openai.O
 
 
 def test_a_killed_worker_is_invisible(cluster: Cluster, client: openai.OpenAI) -> None:
-    """Last in this file: one decode worker fewer afterwards."""
+    """Under a grammar, too: the next worker finds its place in the language again.
+
+    Last of those that need both decode workers."""
     fields: Any = {
         "model": NAME,
-        "prompt": PROMPT,
-        "max_tokens": 400,
-        "extra_body": {"ignore_eos": True},
+        "messages": [USER],
+        "max_tokens": 1500,
+        "extra_body": {"regex": "([a-z]{1,6} ){150}end"},
     }
-    expected = client.completions.create(**fields).choices[0].text
+    expected = client.chat.completions.create(**fields).choices[0].message.content or ""
+    assert expected.count(" ") == 150 and expected.endswith(" end")
     pieces: list[str] = []
     failure: list[BaseException] = []
 
     def read() -> None:
         try:
-            for chunk in client.completions.create(**fields, stream=True):
-                pieces.append(chunk.choices[0].text)
+            for chunk in client.chat.completions.create(**fields, stream=True):
+                pieces.append(chunk.choices[0].delta.content or "")
         except BaseException as error:
             failure.append(error)
 

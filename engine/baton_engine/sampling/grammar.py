@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _KEPT_GRAMMARS = 256
 # Between two values of JSON. Without a bound a model may write nothing else to its end.
 _MOST_WHITESPACE = 20
+_HOLD_SCHEMAS = ("json_schema", "structural_tag")
 # xgrammar 0.2.8 lets control characters into JSON strings that have a length. JSON itself needs
 # none but line breaks (between values); a tab there is not missed.
 _CONTROL = bytes(byte for byte in range(0x20) if byte not in b"\t\n\r")
@@ -60,8 +61,8 @@ class GrammarCompiler:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-            if kind == "json_schema":
-                text = _enforceable(text)
+            if kind in _HOLD_SCHEMAS:
+                text = _enforceable(kind, text)
             compiler = self._compiler(key[2], _NEVER.get(kind, b""))
             methods: dict[str, Callable[[str], Any]] = {
                 "json_schema": partial(
@@ -91,18 +92,34 @@ class GrammarCompiler:
         return self._compilers[eos, never]
 
 
-def _enforceable(text: str) -> str:
-    """The schema as xgrammar takes all of it."""
+def _enforceable(kind: str, text: str) -> str:
+    """The schema, or the tag with its schemas, as xgrammar takes all of it."""
     try:
-        schema = with_types_inside(json.loads(text))
+        value = json.loads(text)
     except ValueError as error:
-        raise GrammarRefused(f"the json_schema is not JSON: {error}") from error
+        raise GrammarRefused(f"the {kind} is not JSON: {error}") from error
     except RecursionError as error:
-        raise GrammarRefused("the json_schema is nested too deeply") from error
+        raise GrammarRefused(f"the {kind} is nested too deeply") from error
+    return json.dumps(_schema(value) if kind == "json_schema" else _tag(value))
+
+
+def _schema(schema: Any) -> Any:
+    schema = with_types_inside(schema)
     left_out = not_enforced(schema)
     if left_out is not None:
         raise GrammarRefused(f"the json_schema cannot be enforced: {left_out}")
-    return json.dumps(schema)
+    return schema
+
+
+def _tag(value: Any) -> Any:
+    """A structural tag holds schemas under `json_schema`, at any depth."""
+    if isinstance(value, list):
+        return [_tag(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: _schema(inner) if key == "json_schema" else _tag(inner) for key, inner in value.items()
+    }
 
 
 def _tokenizer_info(

@@ -2,6 +2,7 @@
 
 from baton_rpc.channels import channel
 from baton_rpc.credentials import TlsFiles, bearer
+from baton_rpc.described import adder
 from baton_rpc.refusal import CODES, DOMAIN, Refusal, refusal_of, status_of
 from baton_rpc.server import Mount, Server, wait_until_healthy
 from baton_rpc.signals import stop_signal
@@ -13,6 +14,7 @@ __all__ = [
     "Refusal",
     "Server",
     "TlsFiles",
+    "adder",
     "bearer",
     "channel",
     "refusal_of",

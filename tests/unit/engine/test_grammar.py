@@ -196,6 +196,26 @@ def test_a_type_beside_branches_holds(
     jsonschema.validate(json.loads(tokenizer.decode(tokens)), schema)
 
 
+def tag(schema: dict[str, Any]) -> str:
+    content = {"type": "json_schema", "json_schema": schema}
+    part = {"type": "tag", "begin": "<call>", "content": content, "end": "</call>"}
+    return json.dumps({"type": "structural_tag", "format": part})
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_structural_tag(compiler: GrammarCompiler, tokenizer: Tokenizer, seed: int) -> None:
+    grammar = compiler.compile("structural_tag", tag(SCHEMA), EOS)
+    text = tokenizer.decode(generate(TokenSampler(VOCAB, 4), grammar, seed))
+    assert text.startswith("<call>") and text.endswith("</call>")
+    value = text.removeprefix("<call>").removesuffix("</call>")
+    jsonschema.validate(json.loads(value, strict=False), SCHEMA)
+
+
+def test_a_tag_is_held_to_its_schemas(compiler: GrammarCompiler) -> None:
+    with pytest.raises(GrammarRefused, match="'not' is not supported"):
+        compiler.compile("structural_tag", tag({"type": "object", "not": {}}), EOS)
+
+
 @pytest.mark.parametrize(
     ("kind", "text"), [("json_schema", "{"), ("regex", "[a"), ("ebnf", "x ::= y")]
 )

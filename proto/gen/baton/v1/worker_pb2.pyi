@@ -19,6 +19,22 @@ WORKER_ROLE_UNSPECIFIED: WorkerRole
 WORKER_ROLE_PREFILL: WorkerRole
 WORKER_ROLE_DECODE: WorkerRole
 
+class MeetRequest(_message.Message):
+    __slots__ = ("room", "reader")
+    ROOM_FIELD_NUMBER: _ClassVar[int]
+    READER_FIELD_NUMBER: _ClassVar[int]
+    room: int
+    reader: str
+    def __init__(self, room: _Optional[int] = ..., reader: _Optional[str] = ...) -> None: ...
+
+class MeetResponse(_message.Message):
+    __slots__ = ("prefill", "request_id")
+    PREFILL_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    prefill: _kv_pb2.Peer
+    request_id: str
+    def __init__(self, prefill: _Optional[_Union[_kv_pb2.Peer, _Mapping]] = ..., request_id: _Optional[str] = ...) -> None: ...
+
 class ConnectRequest(_message.Message):
     __slots__ = ("hello", "commands")
     HELLO_FIELD_NUMBER: _ClassVar[int]
