@@ -49,6 +49,7 @@ class ModelSection(BaseModel):
     path: Path
     name: str = ""  # what clients call it; empty: the directory's name
     dtype: Literal["float32", "bfloat16"] = "float32"
+    kv_cache_dtype: Literal["model", "bfloat16", "fp8"] = "model"
     page_size: int = Field(default=16, ge=1, le=1024)  # tokens
 
 
@@ -171,6 +172,7 @@ class ClusterConfig(BaseModel):
             "model_path": self.model.path,
             "model": self.model.model_dump(),
             "dtype": self.model.dtype,
+            "kv_cache_dtype": self.model.kv_cache_dtype,
             "page_size": self.model.page_size,
             "kvstore": kvstore,
         }

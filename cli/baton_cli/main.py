@@ -18,6 +18,7 @@ from baton_cli import (
     generate_command,
     kernels_command,
     serve_command,
+    tune_comm_command,
     up_command,
 )
 from baton_cli.processes import die_with_parent
@@ -37,6 +38,7 @@ One process of a cluster, as containers run them:
 Looking inside:
   baton explain --model DIR    the program that the compiler made of the model
   baton kernels                which operator implementations run here, and why
+  baton tune-comm              what collectives cost here, for the compiler
   baton fsm                    the scheduler's request lifecycle
   baton doctor                 what this machine has, and what is missing
 """
@@ -50,6 +52,7 @@ _COMMANDS = (
     demo_command,
     explain_command,
     kernels_command,
+    tune_comm_command,
     fsm_command,
     doctor_command,
 )

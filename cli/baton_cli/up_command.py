@@ -55,6 +55,11 @@ def add_cluster_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--decode", type=int, metavar="N", help="decode workers (default 1)")
     parser.add_argument("--tp", type=int, metavar="N", help="tensor parallelism of each worker")
     parser.add_argument(
+        "--kv-cache-dtype",
+        choices=["model", "bfloat16", "fp8"],
+        help="how keys, values and latents are kept (default: as the model's dtype)",
+    )
+    parser.add_argument(
         "--start-timeout", type=float, default=120.0, metavar="S", help="seconds to become healthy"
     )
     add_config_flags(parser, required=False)
@@ -63,11 +68,12 @@ def add_cluster_flags(parser: argparse.ArgumentParser) -> None:
 def cluster_config(options: argparse.Namespace) -> ClusterConfig:
     """The cluster that the flags ask for, with every address chosen. Raises ConfigError."""
     config = config_of(options, None if options.config else _tree(options))
-    if options.config and any((options.model, options.prefill, options.decode, options.tp)):
+    shape = (options.model, options.prefill, options.decode, options.tp, options.kv_cache_dtype)
+    if options.config and any(shape):
         raise ConfigError(
             [
-                "--model, --prefill, --decode and --tp describe a cluster without --config; "
-                "with one, say --set model.path=DIR or --set decode.*.tp=2"
+                "--model, --prefill, --decode, --tp and --kv-cache-dtype describe a cluster "
+                "without --config; with one, say --set model.path=DIR or --set decode.*.tp=2"
             ]
         )
     if getattr(options, "gateway", None) and config.gateway is None:
@@ -87,8 +93,11 @@ def _tree(options: argparse.Namespace) -> Tree:
     decode = 1 if options.decode is None else options.decode
     ranks = (prefill + decode) * (options.tp or 1)
     worker["threads"] = max(1, (os.cpu_count() or 1) // ranks)
+    model = {"path": str(options.model.resolve())}
+    if options.kv_cache_dtype:
+        model["kv_cache_dtype"] = options.kv_cache_dtype
     return {
-        "model": {"path": str(options.model.resolve())},
+        "model": model,
         "prefill": [dict(worker) for _ in range(prefill)],
         "decode": [dict(worker) for _ in range(decode)],
     }

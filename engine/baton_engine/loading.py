@@ -67,7 +67,7 @@ async def bring_up(
 
     Call it on the main thread: followers die with the thread that starts them.
     """
-    configure_ucx()
+    configure_ucx(config.transport)
     set_threads(config.threads)
     if config.tp == 1:
         local = await _in_thread(lambda: _load_alone(config, progress))
@@ -127,7 +127,7 @@ def _with_transfer(
         exporter=Exporter(name, epoch, arena),
         reader=reader if group is None else GroupReader(reader, group),
         identity=cache_identity(
-            local.fingerprint, config.page_size, [local.arena.group_identity()]
+            local.fingerprint, config.page_size, local.arena.group_identities()
         ),
     )
 

@@ -6,12 +6,15 @@ no threads. See docs/scheduler.md.
 
 from baton_scheduler._core import (
     Admission,
+    CacheGroup,
     Completion,
     Config,
     FinishReason,
     Goal,
     Lease,
+    PoolStats,
     Reply,
+    Retention,
     Role,
     RowKind,
     Scheduler,
@@ -26,12 +29,15 @@ from baton_scheduler.keys import cache_key
 
 __all__ = [
     "Admission",
+    "CacheGroup",
     "Completion",
     "Config",
     "FinishReason",
     "Goal",
     "Lease",
+    "PoolStats",
     "Reply",
+    "Retention",
     "Role",
     "RowKind",
     "Scheduler",

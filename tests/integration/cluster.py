@@ -54,9 +54,11 @@ class Shape:
     num_pages: int = 512
     routing: dict[str, Any] = field(default_factory=dict)
     worker: dict[str, Any] = field(default_factory=dict)
+    prefill_worker: dict[str, Any] = field(default_factory=dict)  # on top of `worker`
     limits: dict[str, Any] = field(default_factory=dict)  # the router's
-    gateway: bool = False  # SMG in front
     router: dict[str, Any] = field(default_factory=dict)  # further keys of its section
+    kvstore: dict[str, Any] = field(default_factory=dict)
+    gateway: bool = False  # SMG in front
 
 
 @dataclass
@@ -108,9 +110,9 @@ class Cluster:
                 "dtype": "float32",
                 "page_size": shape.page_size,
             },
-            "kvstore": {**section["kvstore"], "capacity_mb": 32},
+            "kvstore": {**section["kvstore"], "capacity_mb": 32, **shape.kvstore},
             "prefill": [
-                {"name": name, **section[name], **worker}
+                {"name": name, **section[name], **worker, **shape.prefill_worker}
                 for name in names
                 if name.startswith("prefill")
             ],
@@ -203,6 +205,14 @@ class Cluster:
         process.send_signal(signal.SIGKILL)
         process.wait(timeout=STOP_SECONDS)
 
+    def pause(self, name: str) -> None:
+        """SIGSTOP."""
+        self.processes[name].send_signal(signal.SIGSTOP)
+
+    def resume(self, name: str) -> None:
+        """SIGCONT; harmless to one that runs."""
+        self.processes[name].send_signal(signal.SIGCONT)
+
     def stop(self) -> dict[str, int]:
         """SIGTERM to all, front door first; returns the exit codes."""
         self._channel.close()
@@ -210,6 +220,7 @@ class Cluster:
         codes: dict[str, int] = {}
         for name in [name for name in order if name in self.processes]:
             process = self.processes.pop(name)
+            process.send_signal(signal.SIGCONT)
             process.terminate()
             try:
                 codes[name] = process.wait(timeout=STOP_SECONDS)

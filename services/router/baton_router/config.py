@@ -80,7 +80,10 @@ class LimitsConfig(_Section):
         default=0.2, description="for the prefill worker's figures, when nothing else has them"
     )
     reconnect_s: Positive = Field(default=1.0, description="longest pause between dial attempts")
-    sessions: int = Field(default=65_536, ge=1, description="sessions whose worker is remembered")
+    sessions: int = Field(default=65_536, ge=1, description="session leases at a time")
+    session_ttl_s: Positive = Field(
+        default=600.0, description="a session without a turn for so long is over"
+    )
     hinted_pages: int = Field(
         default=262_144, ge=1, description="pages remembered from our own requests"
     )

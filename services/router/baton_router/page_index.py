@@ -100,6 +100,12 @@ class PageIndex:
                 _clear(table, page, ~bit)
             self._left(pages)
 
+    def drop(self, hashes: Iterable[bytes]) -> None:
+        """Everybody has been told to forget these pages."""
+        for page in hashes:
+            self._masks.pop(page, None)
+            self._hints.pop(page, None)
+
     def forget_directory(self) -> None:
         """A snapshot follows: only what our own requests left is kept."""
         self._masks.clear()

@@ -15,9 +15,10 @@ from baton_router.answers import Answer
 from baton_router.config import RouterConfig
 from baton_router.execution import Execution
 from baton_router.page_index import PageIndex
-from baton_router.placing import Placer, Sessions
+from baton_router.placing import Placer
 from baton_router.pool import WorkerPool
 from baton_router.requests import Job
+from baton_router.sessions import Sessions
 from baton_rpc import Refusal
 from baton_telemetry import RouterMetrics
 
@@ -30,16 +31,21 @@ class Writer(Protocol):
 
 
 class RequestRunner:
-    """One per router: its sessions, and how many requests it runs."""
+    """One per router: how many requests it runs."""
 
     def __init__(
-        self, config: RouterConfig, pool: WorkerPool, index: PageIndex, metrics: RouterMetrics
+        self,
+        config: RouterConfig,
+        pool: WorkerPool,
+        index: PageIndex,
+        sessions: Sessions,
+        metrics: RouterMetrics,
     ) -> None:
         self._config = config
         self._pool = pool
         self._index = index
         self._metrics = metrics
-        self._sessions = Sessions(config.limits.sessions)
+        self._sessions = sessions
         self.running = 0
         # Told of every request that ended well: the tokens it leaves in the caches, its tenant.
         self.on_cached: Callable[[NDArray[np.int32], str], None] | None = None

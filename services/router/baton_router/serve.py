@@ -11,6 +11,7 @@ from baton_router.pool import WorkerPool
 from baton_router.requests import RequestReader
 from baton_router.running import RequestRunner
 from baton_router.service import InferenceServicer
+from baton_router.sessions import Sessions
 from baton_rpc import Mount, Server, stop_signal
 from baton_telemetry import RouterMetrics, serve_metrics
 
@@ -29,10 +30,16 @@ async def serve(config: RouterConfig) -> None:
     changed = asyncio.Event()
     pool = WorkerPool(config, index, changed=changed.set)
     reader = RequestReader(config.model, pool)
-    runner = RequestRunner(config, pool, index, metrics)
-    mounts: list[Mount] = [
-        (InferenceServicer(reader, runner, pool), add_InferenceServiceServicer_to_server)
-    ]
+    sessions = Sessions(
+        pool,
+        index,
+        () if config.kvstore is None else (config.kvstore,),
+        capacity=config.limits.sessions,
+        ttl_s=config.limits.session_ttl_s,
+    )
+    runner = RequestRunner(config, pool, index, sessions, metrics)
+    servicer = InferenceServicer(reader, runner, pool, sessions)
+    mounts: list[Mount] = [(servicer, add_InferenceServiceServicer_to_server)]
     if config.gateway is not None:
         mounts.append(_gateway_mount(config, reader, runner, pool, index))
     server = Server(config.listen, mounts)
@@ -42,6 +49,7 @@ async def serve(config: RouterConfig) -> None:
     try:
         await server.start(serving=False)
         tasks.append(asyncio.create_task(pool.run()))
+        tasks.append(asyncio.create_task(sessions.run()))
         if config.kvstore is not None:
             watch = DirectoryWatch(
                 config.kvstore,

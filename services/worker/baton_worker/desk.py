@@ -7,13 +7,16 @@ import logging
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from baton.v1 import errors_pb2 as errors
 from baton.v1 import worker_pb2 as wire
 from baton_engine import Done, EngineRefusal, EngineRequest, Event, Failed, Grammar, StepEvents
 from baton_rpc import Refusal
 from baton_worker.constraints import Constraints
 from baton_worker.mailbox import Mailbox
-from baton_worker.requests import engine_request
+from baton_worker.requests import engine_request, page_hashes
 from baton_worker.role import Role
 from baton_worker.updates import error_reason, pool_message, refused, update_of
 
@@ -28,6 +31,7 @@ class Attempts(Protocol):
     def submit(self, request: EngineRequest) -> None: ...
     def cancel(self, request_id: str, attempt: int) -> bool: ...
     def prefill_lost(self, request_id: str, attempt: int) -> bool: ...
+    def forget(self, hashes: NDArray[np.uint8]) -> int: ...
 
 
 class Tally(Protocol):
@@ -142,10 +146,12 @@ class Desk:
                 key = (command.prefill_lost.request_id, command.prefill_lost.attempt)
                 if key in session.live:
                     self._engine.prefill_lost(*key)
+            case "forget":
+                self._engine.forget(page_hashes(command.forget))
             case _:
                 raise Refusal(
                     errors.ERROR_REASON_MISSING_FIELD,
-                    "a command is none of start, cancel, prefill_lost; "
+                    "a command is none of start, cancel, prefill_lost, forget; "
                     "does the router speak a newer wire version?",
                     {"field": "commands.command"},
                 )

@@ -43,6 +43,18 @@ def engine_request(
     )
 
 
+def page_hashes(forget: wire.ForgetPages) -> NDArray[np.uint8]:
+    """uint8 [n, 16]. Raises Refusal (MALFORMED_MESSAGE)."""
+    data = forget.page_hashes
+    if len(data) % 16:
+        raise Refusal(
+            errors.ERROR_REASON_MALFORMED_MESSAGE,
+            f"forget.page_hashes has {len(data)} bytes, which is no multiple of 16",
+            {"field": "forget.page_hashes"},
+        )
+    return np.frombuffer(data, np.uint8).reshape(-1, 16)
+
+
 def _tokens(start: wire.StartRequest) -> NDArray[np.int32]:
     tokens = np.fromiter(start.token_ids, np.uint32, len(start.token_ids))
     if len(tokens) and tokens.max() > _MAX_TOKEN:

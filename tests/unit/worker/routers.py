@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
+import numpy as np
 
 from baton.v1 import worker_pb2 as wire
 from baton.v1 import worker_pb2_grpc
@@ -44,6 +45,7 @@ class FakeEngine:
     submitted: list[EngineRequest] = field(default_factory=list)
     cancelled: list[tuple[str, int]] = field(default_factory=list)
     lost: list[tuple[str, int]] = field(default_factory=list)
+    forgotten: list[bytes] = field(default_factory=list)
     refuse: EngineRefusal | None = None
     failures: list[str] = field(default_factory=list)
     steps: int = 0
@@ -62,6 +64,10 @@ class FakeEngine:
     def prefill_lost(self, request_id: str, attempt: int) -> bool:
         self.lost.append((request_id, attempt))
         return True
+
+    def forget(self, hashes: np.ndarray) -> int:
+        self.forgotten += [row.tobytes() for row in hashes]
+        return len(hashes)
 
     def request_failed(self, reason: str) -> None:
         self.failures.append(reason)

@@ -58,14 +58,22 @@ class CommandBatch(_message.Message):
     def __init__(self, commands: _Optional[_Iterable[_Union[Command, _Mapping]]] = ...) -> None: ...
 
 class Command(_message.Message):
-    __slots__ = ("start", "cancel", "prefill_lost")
+    __slots__ = ("start", "cancel", "prefill_lost", "forget")
     START_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
     PREFILL_LOST_FIELD_NUMBER: _ClassVar[int]
+    FORGET_FIELD_NUMBER: _ClassVar[int]
     start: StartRequest
     cancel: CancelRequest
     prefill_lost: PrefillLost
-    def __init__(self, start: _Optional[_Union[StartRequest, _Mapping]] = ..., cancel: _Optional[_Union[CancelRequest, _Mapping]] = ..., prefill_lost: _Optional[_Union[PrefillLost, _Mapping]] = ...) -> None: ...
+    forget: ForgetPages
+    def __init__(self, start: _Optional[_Union[StartRequest, _Mapping]] = ..., cancel: _Optional[_Union[CancelRequest, _Mapping]] = ..., prefill_lost: _Optional[_Union[PrefillLost, _Mapping]] = ..., forget: _Optional[_Union[ForgetPages, _Mapping]] = ...) -> None: ...
+
+class ForgetPages(_message.Message):
+    __slots__ = ("page_hashes",)
+    PAGE_HASHES_FIELD_NUMBER: _ClassVar[int]
+    page_hashes: bytes
+    def __init__(self, page_hashes: _Optional[bytes] = ...) -> None: ...
 
 class StartRequest(_message.Message):
     __slots__ = ("request_id", "attempt", "token_ids", "prompt_tokens", "max_new_tokens", "sampling", "stop", "logprobs", "cache_key", "sources", "compute", "prefill_for", "await_prefill", "constraint")
@@ -184,7 +192,7 @@ class ConnectResponse(_message.Message):
     def __init__(self, hello: _Optional[_Union[WorkerHello, _Mapping]] = ..., step: _Optional[_Union[StepReport, _Mapping]] = ...) -> None: ...
 
 class WorkerHello(_message.Message):
-    __slots__ = ("worker", "role", "wire_version", "epoch", "peer", "cache", "max_context", "max_running", "pool")
+    __slots__ = ("worker", "role", "wire_version", "epoch", "peer", "cache", "max_context", "max_running", "pool", "alone")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     WIRE_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -194,6 +202,7 @@ class WorkerHello(_message.Message):
     MAX_CONTEXT_FIELD_NUMBER: _ClassVar[int]
     MAX_RUNNING_FIELD_NUMBER: _ClassVar[int]
     POOL_FIELD_NUMBER: _ClassVar[int]
+    ALONE_FIELD_NUMBER: _ClassVar[int]
     worker: str
     role: WorkerRole
     wire_version: int
@@ -203,7 +212,8 @@ class WorkerHello(_message.Message):
     max_context: int
     max_running: int
     pool: PoolState
-    def __init__(self, worker: _Optional[str] = ..., role: _Optional[_Union[WorkerRole, str]] = ..., wire_version: _Optional[int] = ..., epoch: _Optional[int] = ..., peer: _Optional[_Union[_kv_pb2.Peer, _Mapping]] = ..., cache: _Optional[_Union[_kv_pb2.CacheIdentity, _Mapping]] = ..., max_context: _Optional[int] = ..., max_running: _Optional[int] = ..., pool: _Optional[_Union[PoolState, _Mapping]] = ...) -> None: ...
+    alone: bool
+    def __init__(self, worker: _Optional[str] = ..., role: _Optional[_Union[WorkerRole, str]] = ..., wire_version: _Optional[int] = ..., epoch: _Optional[int] = ..., peer: _Optional[_Union[_kv_pb2.Peer, _Mapping]] = ..., cache: _Optional[_Union[_kv_pb2.CacheIdentity, _Mapping]] = ..., max_context: _Optional[int] = ..., max_running: _Optional[int] = ..., pool: _Optional[_Union[PoolState, _Mapping]] = ..., alone: bool = ...) -> None: ...
 
 class StepReport(_message.Message):
     __slots__ = ("step", "updates", "pool", "draining")
