@@ -24,6 +24,12 @@ class EngineConfig(BaseModel):
     page_size: Annotated[int, Field(ge=1, le=1024)] = 16
     num_pages: Annotated[int, Field(ge=2)] = 4096
 
+    # Only for models with a recurrent state: how many states and snapshots of them there is room
+    # for (None: two for each running request), and after how many tokens a snapshot is kept for
+    # reuse, a multiple of page_size (None: 16 pages).
+    state_pages: Annotated[int, Field(ge=2)] | None = None
+    snapshot_every: Annotated[int, Field(ge=1)] | None = None
+
     max_running: Annotated[int, Field(ge=1, le=4096)] = 64
     max_waiting: Annotated[int, Field(ge=1)] = 1024
     # Tokens of one step: decode rows first, the rest of the budget goes to prompt chunks.
@@ -58,6 +64,11 @@ class EngineConfig(BaseModel):
                 f"max_step_tokens is {self.max_step_tokens}, less than max_running "
                 f"({self.max_running}): a step could not give every running request its token; "
                 f"raise max_step_tokens or lower max_running"
+            )
+        if self.snapshot_every is not None and self.snapshot_every % self.page_size:
+            raise ValueError(
+                f"snapshot_every is {self.snapshot_every}; it must be a multiple of page_size "
+                f"({self.page_size}), since prefixes are shared by whole pages"
             )
         if self.max_context is not None:
             pages = -(-self.max_context // self.page_size)

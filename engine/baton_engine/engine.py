@@ -17,10 +17,11 @@ from baton_engine.config import EngineConfig
 from baton_engine.core import EngineCore, now_us
 from baton_engine.events import FailReason, PoolState, StepEvents
 from baton_engine.fetching import Fetcher
+from baton_engine.groups import side_groups, why_not_exchanged
 from baton_engine.handover_board import HandoverBoard
 from baton_engine.holder import EngineHolder
 from baton_engine.loading import Ranks, bring_up, open_puller
-from baton_engine.refusal import EngineRefusal, refuse_admission, validate
+from baton_engine.refusal import EngineRefusal, refuse_admission, refuse_exchange, validate
 from baton_engine.request import Await, EngineRequest, Generate, HandOver
 from baton_engine.runner import LoadProgress, resolve_max_context
 from baton_engine.sampling import TokenSampler
@@ -30,9 +31,13 @@ from baton_transfer import Exporter, PageHolder, new_epoch
 
 log = logging.getLogger(__name__)
 
-Role = Literal["prefill", "decode"]
+Role = Literal["prefill", "decode", "fused"]
 
-_ROLES = {"prefill": scheduling.Role.PREFILL, "decode": scheduling.Role.DECODE}
+_ROLES = {
+    "prefill": scheduling.Role.PREFILL,
+    "decode": scheduling.Role.DECODE,
+    "fused": scheduling.Role.FUSED,
+}
 _GOALS = {
     Generate: scheduling.Goal.GENERATE,
     HandOver: scheduling.Goal.HAND_OVER,
@@ -107,7 +112,8 @@ class Engine:
         """
         max_context = resolve_max_context(self.config)
         ranks = await bring_up(self.config, self.name, self.epoch, progress, self._rank_lost)
-        config = self.config
+        config, layout = self.config, ranks.local.arena.layout
+        why_alone = why_not_exchanged(layout)
         scheduler = scheduling.Scheduler(
             scheduling.Config(
                 role=_ROLES[self.role],
@@ -119,10 +125,12 @@ class Engine:
                 max_context=max_context,
                 max_waiting=config.max_waiting,
                 hold_us=config.hold_ms * 1000,
+                side_groups=side_groups(layout, config),
             )
         )
-        checksums = PageChecksums(ranks.exporter.arena) if config.keeps_checksums else None
-        core = EngineCore(scheduler, config.page_size, checksums)
+        checked = config.keeps_checksums and why_alone is None
+        checksums = PageChecksums(ranks.exporter.arena) if checked else None
+        core = EngineCore(scheduler, config.page_size, checksums, why_alone)
         core.failure = self._lost
         board = HandoverBoard(linger_s=config.hold_ms / 1000)
         holder = EngineHolder(core, board, max_ttl_ms=2 * config.lease_ttl_ms)
@@ -216,6 +224,7 @@ class Engine:
                 raise EngineRefusal(FailReason.INTERNAL, core.failure)
             if core.draining:
                 raise EngineRefusal(FailReason.DRAINING, f"worker {self.name} is draining")
+            refuse_exchange(request, core.why_alone)
             if request.key in core.ledger:
                 raise EngineRefusal(
                     FailReason.DUPLICATE_REQUEST, f"attempt {request.key} is already here"
@@ -295,6 +304,8 @@ class Engine:
     def held_hashes(self) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
         """uint8 [n, 16]: every full page that can be leased, for a directory's resync."""
         core = self._loaded.core
+        if core.why_alone is not None:
+            return np.empty((0, 16), np.uint8)
         with core.lock:
             return core.scheduler.held_hashes().copy()
 

@@ -28,8 +28,8 @@ def cancel_silent_rows(core: EngineCore, step: Step, failure: str) -> None:
 def note_sealed(core: EngineCore, completion: Completion) -> NDArray[np.int32]:
     """Tell what can be leased now; return the pages that need a checksum."""
     pages = completion.sealed_pages.copy()
-    if not len(pages):
-        return pages
+    if core.why_alone is not None or not len(pages):
+        return pages[:0]
     if core.checksums is not None:
         core.checksums.forget(pages)
     full = np.ones(len(pages), np.bool_)

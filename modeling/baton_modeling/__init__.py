@@ -13,6 +13,7 @@ from baton_modeling.description import (
     fingerprint,
     read_model_description,
 )
+from baton_modeling.drafter import CompiledDrafter
 from baton_modeling.lockstep import Lockstep
 from baton_modeling.mesh import Axis, Mesh, MeshError, parse_mesh, tensor_parallel_mesh
 from baton_modeling.model import CompiledModel, Options, explain_checkpoint, load_model
@@ -25,6 +26,7 @@ __all__ = [
     "CheckpointError",
     "Communicator",
     "CompileError",
+    "CompiledDrafter",
     "CompiledModel",
     "CountingComm",
     "Explanation",

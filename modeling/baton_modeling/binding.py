@@ -99,6 +99,8 @@ class Step:
         self.batch = batch
         self.page_size = page_size
         self.decode_rows = batch.decode_rows
+        # [T, hidden], for a drafting layer: what the model kept, or what the drafter is given.
+        self.hidden: Tensor | None = None
 
     @cached_property
     def decode(self) -> PagedRows:

@@ -38,6 +38,8 @@ class Admission(enum.Enum):
     """prompt + max_new_tokens > max_context"""
     NEVER_FITS = 4
     """needs more pages than the pool has"""
+    FOREIGN = 5
+    """the request that it resumes or forks belongs to another key (tenant)"""
 
 class Verdict(enum.Enum):
     VALID = 0
@@ -145,6 +147,7 @@ class Stats:
     """Prefilling and Decoding."""
     fetching: int
     prefilled: int
+    parked: int
     draining: int
     leases: int
     computed_tokens: int
@@ -155,6 +158,8 @@ class Stats:
     fetched_tokens: int
     """Prompt tokens that arrived from peers."""
     retractions: int
+    demotions: int
+    """Parks that ended by their deadline or gave way."""
 
 class Lease:
     id: int
@@ -167,8 +172,8 @@ class Step:
 
     Every array is a view of the scheduler's memory, int32 unless said, valid until `complete`
     (or, of a step without rows, until the next `plan`). Apply in this order: slot_resets,
-    page_deltas, side_deltas, copies, then the rows. A step without rows need not be completed (it
-    may be).
+    page_deltas, side_deltas, copies, side_copies, then the rows. A step without rows need not be
+    completed (it may be).
     """
 
     rows: NDArray[np.int32]
@@ -188,7 +193,10 @@ class Step:
     """[R, S, 2]: for each row and each state group: page to read the state from (-1: the zero
     state), page to write it to."""
     copies: NDArray[np.int32]
-    """[C, 2]: source page, target page: whole-page copies (copy-on-write) due before the rows."""
+    """[C, 2]: source page, target page: whole-page copies (forks) due before the rows. Like the
+    deltas they are not repeated if the step is abandoned: make them in any case."""
+    side_copies: NDArray[np.int32]
+    """[C, 3]: group, source page, target page: the same in window groups."""
     fetch_requests: NDArray[np.uint64]
     """[F]: start reading these pages; end every fetch by `fetch_ended`."""
     fetch_pages: NDArray[np.int32]
@@ -209,6 +217,9 @@ class Step:
     """Lost slot and pages, keep their tokens, come back by themselves."""
     expired_requests: NDArray[np.uint64]
     """Prefilled requests held past hold_us: gone."""
+    demoted_requests: NDArray[np.uint64]
+    """Parked requests whose deadline passed, or whose pages others needed: gone. Their full pages
+    are cache from now on."""
     evicted_hashes: NDArray[np.uint8]
     """[E, 16]: left the index since the last plan; withdraw them from the directory."""
     sequence: int
@@ -243,15 +254,30 @@ class Scheduler:
         goal: Goal,
         fetch_pages: int = 0,
         priority: int = 0,
+        park_us: int = 0,
+        resumes: int | None = None,
+        fork_of: int | None = None,
         now_us: int,
     ) -> Admission:
         """request: a 64-bit handle that is never reused. tokens: [N], N >= 1. key: 16 bytes.
         fetch_pages: how many leading full pages peers are said to hold (GENERATE, HAND_OVER);
         AWAIT asks for everything that is missing, the partial tail page included.
         priority: 32 bits, higher goes first, also when pages are short; equal ones share fairly
-        between keys (tenants)."""
+        between keys (tenants).
+        park_us: when its turn is over (LENGTH or FLAG) it stays as Parked for so long: its pages,
+        the partial one too, are not evicted meanwhile unless others could not run without them.
+        It is told as finished all the same. Not for HAND_OVER.
+        resumes: a parked request whose session this one goes on. Its park ends when this one is
+        admitted; if it is gone already, nothing but its pages is lost.
+        fork_of: a request (Decoding, Prefilled or Parked when this one is admitted) whose pages
+        are shared as far as the tokens agree, to the token: full pages by reference, the next one
+        by a copy (`Step.copies`). The other goes on undisturbed; if it is gone, this one computes.
+        `resumes` shares in the same way."""
     def cancel(self, request: int) -> Reply:
-        """Frees at once, or keeps the pages as Draining until step and fetch have let go."""
+        """Frees at once, or keeps the pages as Draining until step and fetch have let go. Ends a
+        park."""
+    def renew_park(self, request: int, deadline_us: int) -> Reply:
+        """A Parked request is kept until deadline_us instead. REJECTED while its turn runs."""
     def plan(self, now_us: int) -> Step:
         """Also expires leases and holds. ValueError while a step with rows is in flight."""
     def complete(

@@ -51,7 +51,8 @@ void bind_records(nb::module_& m) {
       .value("DUPLICATE", Admission::kDuplicate)
       .value("QUEUE_FULL", Admission::kQueueFull)
       .value("TOO_LONG", Admission::kTooLong)
-      .value("NEVER_FITS", Admission::kNeverFits);
+      .value("NEVER_FITS", Admission::kNeverFits)
+      .value("FOREIGN", Admission::kForeign);
   nb::enum_<Verdict>(m, "Verdict")
       .value("VALID", Verdict::kValid)
       .value("EXPIRED", Verdict::kExpired);
@@ -145,13 +146,15 @@ void bind_records(nb::module_& m) {
       .def_ro("running", &Stats::running)
       .def_ro("fetching", &Stats::fetching)
       .def_ro("prefilled", &Stats::prefilled)
+      .def_ro("parked", &Stats::parked)
       .def_ro("draining", &Stats::draining)
       .def_ro("leases", &Stats::leases)
       .def_ro("computed_tokens", &Stats::computed_tokens)
       .def_ro("generated_tokens", &Stats::generated_tokens)
       .def_ro("reused_tokens", &Stats::reused_tokens)
       .def_ro("fetched_tokens", &Stats::fetched_tokens)
-      .def_ro("retractions", &Stats::retractions);
+      .def_ro("retractions", &Stats::retractions)
+      .def_ro("demotions", &Stats::demotions);
 }
 
 }  // namespace baton::binding

@@ -61,9 +61,16 @@ std::size_t count(std::int64_t value, const char* name, std::int64_t least) {
   return static_cast<std::size_t>(value);
 }
 
+// The request that is meant, 0 for none.
+RequestId session(std::optional<RequestId> request, const char* name) {
+  if (request == RequestId{0}) refuse(std::string(name) + " is 0: no request has this handle");
+  return request.value_or(0);
+}
+
 Admission submit(Scheduler& self, RequestId request, const nb::object& tokens,
                  std::int64_t max_new_tokens, const nb::bytes& key, Goal goal,
-                 std::int64_t fetch_pages, std::int32_t priority, Micros) {
+                 std::int64_t fetch_pages, std::int32_t priority, Micros park_us,
+                 std::optional<RequestId> resumes, std::optional<RequestId> fork_of, Micros) {
   const auto ids = int32_vector(tokens, "tokens");
   if (ids.empty()) refuse("tokens is empty: a request has at least one token");
   for (const Token id : ids) {
@@ -73,8 +80,20 @@ Admission submit(Scheduler& self, RequestId request, const nb::object& tokens,
     refuse(std::string(goal == Goal::kAwait ? "goal AWAIT" : "fetch_pages above 0") +
            " with side_groups: pages of groups beside full attention are not fetched from peers");
   }
+  if (park_us < 0) refuse("park_us is " + std::to_string(park_us) + ": must not be negative");
+  if (park_us > 0 && goal == Goal::kHandOver) {
+    refuse("park_us is " + std::to_string(park_us) +
+           ": a HAND_OVER request has no turn to park, its pages are held for hold_us");
+  }
+  if (resumes && fork_of) {
+    refuse("resumes and fork_of are both given: a request goes on with a session or shares it");
+  }
+  const Terms terms{.priority = priority,
+                    .park_us = park_us,
+                    .resumes = session(resumes, "resumes"),
+                    .fork_of = session(fork_of, "fork_of")};
   return self.submit({request, ids, count(max_new_tokens, "max_new_tokens", 1), sip_key(key), goal,
-                      count(fetch_pages, "fetch_pages", 0), priority});
+                      count(fetch_pages, "fetch_pages", 0), terms});
 }
 
 nb::object plan(nb::handle self, Micros now) {
@@ -163,6 +182,7 @@ void bind_step(nb::module_& m) {
       .def_prop_ro("state_pages", state_pages)
       .def_prop_ro("slot_resets", plan_view<std::int32_t, 1, &Plan::slot_resets>)
       .def_prop_ro("copies", plan_view<std::int32_t, 2, &Plan::copies>)
+      .def_prop_ro("side_copies", plan_view<std::int32_t, 3, &Plan::side_copies>)
       .def_prop_ro("fetch_requests", plan_view<std::uint64_t, 1, &Plan::fetch_requests>)
       .def_prop_ro("fetch_pages", plan_view<std::int32_t, 2, &Plan::fetch_pages>)
       .def_prop_ro("fetch_hashes", plan_view<std::uint8_t, 16, &Plan::fetch_hashes>)
@@ -173,6 +193,7 @@ void bind_step(nb::module_& m) {
       .def_prop_ro("finished_reasons", plan_view<std::int32_t, 1, &Plan::finished_reasons>)
       .def_prop_ro("retracted", plan_view<std::uint64_t, 1, &Plan::retracted>)
       .def_prop_ro("expired_requests", plan_view<std::uint64_t, 1, &Plan::expired_requests>)
+      .def_prop_ro("demoted_requests", plan_view<std::uint64_t, 1, &Plan::demoted_requests>)
       .def_prop_ro("evicted_hashes", plan_view<std::uint8_t, 16, &Plan::evicted_hashes>)
       .def_prop_ro("sequence", [](const PyStep& self) { return self.step.sequence(); });
   nb::class_<PyCompletion>(m, "Completion")
@@ -201,8 +222,10 @@ void bind_scheduler(nb::module_& m) {
       .def(nb::init<const Config&>(), nb::arg("config"))
       .def("submit", submit, nb::arg("request"), nb::arg("tokens"), nb::kw_only(),
            nb::arg("max_new_tokens"), nb::arg("key"), nb::arg("goal"), nb::arg("fetch_pages") = 0,
-           nb::arg("priority") = 0, nb::arg("now_us"))
+           nb::arg("priority") = 0, nb::arg("park_us") = 0, nb::arg("resumes").none() = nb::none(),
+           nb::arg("fork_of").none() = nb::none(), nb::arg("now_us"))
       .def("cancel", &Scheduler::cancel, nb::arg("request"))
+      .def("renew_park", &Scheduler::renew_park, nb::arg("request"), nb::arg("deadline_us"))
       .def("plan", plan, nb::arg("now_us"))
       .def("complete", complete, nb::arg("step"), nb::arg("tokens"), nb::arg("flags"),
            nb::arg("now_us"))

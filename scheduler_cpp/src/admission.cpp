@@ -9,7 +9,7 @@ Record* Scheduler::next_to_admit() const {
   Record* retracted = retracted_.front();
   Record* queued = queued_.front();
   if (!retracted || !queued) return retracted ? retracted : queued;
-  return queued->priority > retracted->priority ? queued : retracted;
+  return queued->terms.priority > retracted->terms.priority ? queued : retracted;
 }
 
 // Pages that admission leaves alone so that running decodes are not retracted at once. Nothing is
@@ -34,6 +34,38 @@ PageTable Scheduler::match(Sequence& sequence, std::size_t most) {
   }
   if (!side_pools_.empty()) match_sides(sequence, pages);
   return pages;
+}
+
+// What the request takes of its parent's pages beyond those in `pages`, as far as their tokens
+// agree.
+std::optional<PartialCopy> Scheduler::fork(Record& parent, Sequence& sequence, PageTable& pages) {
+  std::optional<PartialCopy> copy;
+  if (kTable.answer<Forked>(parent.state) != Reply::kAccepted) return copy;
+  const std::span<const Token> ours = sequence.tokens.all();
+  const std::span<const Token> theirs = parent.sequence()->tokens.all();
+  // Its last token is not in KV; of ours, the logits are wanted.
+  const std::size_t most = std::min(ours.size(), theirs.size()) - 1;
+  const auto differ =
+      std::mismatch(ours.begin(), ours.begin() + static_cast<std::ptrdiff_t>(most), theirs.begin());
+  const auto common = static_cast<std::size_t>(differ.first - ours.begin());
+  if (common <= pages.sealed() * config_.page_size) return copy;  // as much was found by content
+  // Beside full attention what is held is good for one place only: where the parent stopped.
+  if (!side_pools_.empty() && (!parent.is<Parked>() || common + 1 != theirs.size())) return copy;
+  const auto offer = [&](auto& state) { state.on(Forked{pages, copy, common}); };
+  if (parent.is<Decoding>()) offer(parent.as<Decoding>());
+  if (parent.is<Parked>()) offer(parent.as<Parked>());
+  if (parent.is<Prefilled>()) offer(parent.as<Prefilled>());
+  return copy;
+}
+
+// The executor copies before the rows of this step; until the step is over the source stays.
+void Scheduler::plan_copy(Record& parent, PartialCopy&& copy, PageId target) {
+  next_.copies.push_back({copy.source, target});
+  if (copy.pin) {
+    steps_.spare().pins.push_back(std::move(*copy.pin));
+  } else {
+    steps_.spare().sources.emplace_back(parent, 0, false);
+  }
 }
 
 // Whether a running prompt is about to seal the page that this one lacks first: then it waits some
@@ -64,14 +96,28 @@ Scheduler::Admitted Scheduler::admit(Record& record) {
                                                        : std::min(sequence.fetch_pages, reusable);
   if (budget_ == 0 && fetchable == 0) return Admitted::kNoBudget;
 
-  std::size_t reused;
+  std::size_t reused, copied = 0;
   {
     PageTable pages = match(sequence, awaits ? sequence.full_pages() : reusable);
+    const bool fetches = awaits || fetchable > pages.sealed();
+    Record* parent = fetches ? nullptr : find(record.terms.parent());
+    std::optional<PartialCopy> copy;
+    if (parent) copy = fork(*parent, sequence, pages);
     reused = pages.sealed();
-    const bool fetches = awaits || fetchable > reused;
     if (!fetches && chunk_limit() == 0) return Admitted::kNoBudget;
     if (!fetches && reused < reusable && being_computed(sequence, reused)) {
       return Admitted::kBehindItsPrefix;
+    }
+    // With nothing running, whoever is parked gives way to whoever can run.
+    while (running_.size() == 0 &&
+           (pool_.available() < total - reused || !sides_have_room(pages, total)) &&
+           demote_one(record.terms.parent())) {
+      if (!parent || find(record.terms.parent())) continue;
+      parent = nullptr;
+      copy.reset();
+      if (side_pools_.empty()) continue;
+      pages = match(sequence, reusable);
+      reused = pages.sealed();
     }
     if (pool_.available() < total - reused + headroom(pool_) || !sides_have_room(pages, total)) {
       pages.clear();
@@ -81,11 +127,16 @@ Scheduler::Admitted Scheduler::admit(Record& record) {
     pages.reserve(pages_for(sequence.prompt_tokens + sequence.max_new_tokens, config_.page_size));
     while (pages.size() < total) pages.append(*pool_.allocate());
     take_states(pages.sides());
+    if (copy) {
+      copied = copy->tokens;
+      plan_side_copies(pages.sides(), std::move(copy->beside));
+      plan_copy(*parent, std::move(*copy), pages[reused]);
+    }
     Slot slot = *slots_.take();
     if (record.is<Retracted>()) {
       retracted_.remove(record);
       become(record, std::move(record.as<Retracted>())
-                         .on(AdmittedToCompute{std::move(slot), std::move(pages)}));
+                         .on(AdmittedToCompute{std::move(slot), std::move(pages), copied}));
     } else if (fetches) {
       queued_.serve(record, sequence.key, sequence.tokens.size());
       become(record,
@@ -93,23 +144,22 @@ Scheduler::Admitted Scheduler::admit(Record& record) {
                  .on(AdmittedToFetch{std::move(slot), std::move(pages), FetchTicket::issue()}));
     } else {
       queued_.serve(record, sequence.key, sequence.tokens.size());
-      become(
-          record,
-          std::move(record.as<Queued>()).on(AdmittedToCompute{std::move(slot), std::move(pages)}));
+      become(record, std::move(record.as<Queued>())
+                         .on(AdmittedToCompute{std::move(slot), std::move(pages), copied}));
     }
   }
   blocked_.reset();
-  announce(record, reused);
+  resume(record);
+  announce(record, reused * config_.page_size + copied);
   return Admitted::kYes;
 }
 
 // The executor learns the slot's pages, the engine the slot; a fetch learns its targets.
-void Scheduler::announce(Record& record, std::size_t reused_pages) {
+void Scheduler::announce(Record& record, std::size_t reused_tokens) {
   const bool fetching = record.is<Fetching>();
   const SlotId slot = fetching ? record.as<Fetching>().slot() : record.as<Prefilling>().slot();
   const PageTable& pages =
       fetching ? record.as<Fetching>().pages() : record.as<Prefilling>().pages();
-  const std::size_t reused_tokens = reused_pages * config_.page_size;
   next_.admitted_requests.push_back(record.id);
   next_.admitted.push_back({raw(slot), static_cast<std::int32_t>(reused_tokens)});
   reused_tokens_ += reused_tokens;

@@ -60,8 +60,17 @@ std::variant<const Completion*, Misuse> Scheduler::complete(Step& step,
       complete_chunk(record, computed);
     }
   }
-  steps_.land();
+  land();
   return &completion_;
+}
+
+// Nothing of the oldest step runs any more.
+void Scheduler::land() {
+  for (RowClaim& source : steps_.oldest().sources) {
+    Record& record = std::move(source).settle();
+    if (record.is<Draining>()) settle(record);
+  }
+  steps_.land();
 }
 
 std::optional<Misuse> Scheduler::abandon(Step& step) {
@@ -76,7 +85,7 @@ std::optional<Misuse> Scheduler::abandon(Step& step) {
       retract_running(record);
     }
   }
-  steps_.land();
+  land();
   return std::nullopt;
 }
 
@@ -142,8 +151,8 @@ void Scheduler::stop_if_over(Record& record, RowFlag flag) {
   const Sequence& sequence = record.as<Decoding>().sequence();
   const bool finish = flag == RowFlag::kFinish;
   if (!finish && sequence.generated() < sequence.max_new_tokens) return;
-  stop<Decoding>(record, finish ? FinishReason::kFlag : FinishReason::kLength,
-                 completion_.finished_requests, completion_.finished_reasons);
+  end_turn(record, finish ? FinishReason::kFlag : FinishReason::kLength,
+           completion_.finished_requests, completion_.finished_reasons);
 }
 
 // Its logits were not numbers: what it computed is suspect, so no page that only it uses is found

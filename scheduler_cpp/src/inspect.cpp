@@ -12,6 +12,7 @@ const PageTable* pages_in(const State& state) {
   if (const auto* s = std::get_if<Prefilling>(&state)) return &s->pages();
   if (const auto* s = std::get_if<Prefilled>(&state)) return &s->pages();
   if (const auto* s = std::get_if<Decoding>(&state)) return &s->pages();
+  if (const auto* s = std::get_if<Parked>(&state)) return &s->pages();
   if (const auto* s = std::get_if<Draining>(&state)) return &s->pages();
   return nullptr;
 }
@@ -57,6 +58,7 @@ Stats Scheduler::stats() const {
   stats.running = in(kStateIndex<Prefilling>) + in(kStateIndex<Decoding>);
   stats.fetching = in(kStateIndex<Fetching>);
   stats.prefilled = in(kStateIndex<Prefilled>);
+  stats.parked = in(kStateIndex<Parked>);
   stats.draining = in(kStateIndex<Draining>);
   stats.leases = leases_.size();
   stats.computed_tokens = computed_tokens_;
@@ -64,6 +66,7 @@ Stats Scheduler::stats() const {
   stats.reused_tokens = reused_tokens_;
   stats.fetched_tokens = fetched_tokens_;
   stats.retractions = retractions_;
+  stats.demotions = demotions_;
   return stats;
 }
 
@@ -135,6 +138,10 @@ std::string Scheduler::check_invariants() const {
     if (const auto* prefilled = std::get_if<Prefilled>(&record->state)) {
       if (prefilled->pages().owned() > 0) return "a prefilled request has a writable page";
     }
+    if (const auto* parked = std::get_if<Parked>(&record->state)) {
+      if (parked->pages().owned() > 0) return "a parked request has a writable page";
+      if (!parked_.contains({parked->deadline(), id})) return "a parked request is not listed";
+    }
     if (const auto* decoding = std::get_if<Decoding>(&record->state)) {
       const std::size_t pages = decoding->pages().size() * config_.page_size;
       if (decoding->computed() > pages) return "a decoding request computed past its pages";
@@ -150,6 +157,11 @@ std::string Scheduler::check_invariants() const {
     }
   }
   leases_.for_each_page(count);
+  std::size_t claimed = 0;
+  if (!steps_.empty()) {
+    claimed = steps_.oldest().rows.size() + steps_.oldest().sources.size();
+    for (const SealedPage& pin : steps_.oldest().pins) count(pin.group(), pin.id());
+  }
   for (std::size_t group = 0; group < groups(); ++group) {
     const char* broken = pool(group).audit(references[group]);
     if (*broken) return "group " + std::to_string(group) + ": " + broken;
@@ -160,10 +172,11 @@ std::string Scheduler::check_invariants() const {
   if (population[kStateIndex<Queued>] != queued_.size()) return "the queue is off";
   if (population[kStateIndex<Retracted>] != retracted_.size()) return "the retracted are off";
   if (population[kStateIndex<Prefilled>] != prefilled_.size()) return "the held are off";
+  if (population[kStateIndex<Parked>] != parked_.size()) return "the parked are off";
   if (population[kStateIndex<Prefilling>] + population[kStateIndex<Decoding>] != running_.size()) {
     return "the running list is off";
   }
-  if (claims != (steps_.empty() ? 0 : steps_.oldest().rows.size())) return "row claims are off";
+  if (claims != claimed) return "row claims are off";
   return {};
 }
 
@@ -198,8 +211,15 @@ std::vector<std::uint64_t> Scheduler::fingerprint() const {
     }
     if (const auto* s = std::get_if<Decoding>(&record->state)) put(s->computed());
     if (const auto* s = std::get_if<Retracted>(&record->state)) put(s->sequence().tokens.size());
-    if (const auto* s = std::get_if<Draining>(&record->state)) put(s->fetch_in_flight());
+    if (const auto* s = std::get_if<Draining>(&record->state)) {
+      put(s->fetch_in_flight());
+      put(s->parks());
+    }
     if (const auto* s = std::get_if<Prefilled>(&record->state)) put(s->hold_deadline() - now_);
+    if (const auto* s = std::get_if<Parked>(&record->state)) {
+      put(s->deadline() - now_);
+      put(s->sequence().tokens.size());
+    }
     const PageTable* pages = pages_in(record->state);
     put(pages ? pages->size() : 0);
     if (pages) for_each_page(*pages, put_page);

@@ -78,11 +78,14 @@ Admission Scheduler::submit(const Submission& submission) {
   const std::size_t kept = submission.goal == Goal::kHandOver ? prompt : most - 1;
   if (pages_for(kept, config_.page_size) > pool_.total()) return Admission::kNeverFits;
   if (queued_.size() >= config_.max_waiting) return Admission::kQueueFull;
+  const Record* parent = find(submission.terms.parent());
+  const Sequence* theirs = parent ? parent->sequence() : nullptr;
+  if (theirs && theirs->key != submission.key) return Admission::kForeign;
 
   SequencePtr sequence =
       sequences_.make(submission.request, submission.goal, submission.key, config_.page_size,
                       submission.tokens, submission.max_new_tokens, submission.fetch_pages);
-  auto record = record_slab_.make(submission.request, ++arrivals_, submission.priority,
+  auto record = record_slab_.make(submission.request, ++arrivals_, submission.terms,
                                   Queued(std::move(sequence)));
   ++population_[record->state.index()];
   queued_.push(*record, submission.key);
@@ -108,6 +111,11 @@ Reply Scheduler::cancel(RequestId request) {
     prefilled_.remove(*record);
     become(*record, std::move(record->as<Prefilled>()).on(event));
     drop(*record);
+  } else if (record->is<Parked>()) {
+    unpark(*record, event);
+  } else if (record->is<Draining>()) {
+    if (!record->as<Draining>().parks()) return Reply::kIgnored;
+    record->as<Draining>().on(event);
   } else if (record->is<Fetching>()) {
     quarantined_ += record->as<Fetching>().pages().size();
     become(*record, std::move(record->as<Fetching>()).on(event));
@@ -121,6 +129,18 @@ Reply Scheduler::cancel(RequestId request) {
     become(*record, std::move(record->as<Decoding>()).on(event));
     settle(*record);
   }
+  return reply;
+}
+
+Reply Scheduler::renew_park(RequestId request, Micros deadline) {
+  Record* record = find(request);
+  if (!record) return Reply::kIgnored;
+  const Reply reply = kTable.answer<ParkRenewed>(record->state);
+  if (reply != Reply::kAccepted) return reply;
+  Parked& parked = record->as<Parked>();
+  parked_.erase({parked.deadline(), request});
+  parked.on(ParkRenewed{deadline});
+  parked_.insert({deadline, request});
   return reply;
 }
 
@@ -180,8 +200,8 @@ Reply Scheduler::fetch_ended(RequestId request, std::optional<Token> first_token
     enter_running(*record);
     const Sequence& started = record->as<Decoding>().sequence();
     if (finish || started.generated() >= started.max_new_tokens) {
-      stop<Decoding>(*record, finish ? FinishReason::kFlag : FinishReason::kLength,
-                     next_.finished_requests, next_.finished_reasons);
+      end_turn(*record, finish ? FinishReason::kFlag : FinishReason::kLength,
+               next_.finished_requests, next_.finished_reasons);
     }
   } else if (fetching.can_compute()) {
     become(*record, std::move(fetching).on(FetchGaveUp{}));
@@ -252,10 +272,39 @@ void Scheduler::retract_running(Record& record) {
   }
 }
 
+// Its last token is there: the turn is over, and its pages stay if that was asked for.
+void Scheduler::end_turn(Record& record, FinishReason reason, std::vector<RequestId>& requests,
+                         std::vector<std::int32_t>& reasons) {
+  if (record.terms.park_us == 0) return stop<Decoding>(record, reason, requests, reasons);
+  requests.push_back(record.id);
+  reasons.push_back(static_cast<std::int32_t>(reason));
+  running_.remove(record);
+  become(record, std::move(record.as<Decoding>()).on(TurnParked{now_ + record.terms.park_us}));
+  settle(record);
+}
+
+void Scheduler::demote(Record& record) {
+  next_.demoted_requests.push_back(record.id);
+  ++demotions_;
+  unpark(record, Demoted{});
+}
+
+// The parked session that `next` goes on has been taken up.
+void Scheduler::resume(Record& next) {
+  Record* parked = next.terms.resumes ? find(next.terms.resumes) : nullptr;
+  if (parked && parked->is<Parked>()) unpark(*parked, Resumed{});
+}
+
 void Scheduler::settle(Record& record) {
-  if (record.as<Draining>().fetch_in_flight()) return;
+  Draining& draining = record.as<Draining>();
+  if (draining.fetch_in_flight()) return;
   std::optional<Idle> idle = record.idle();
   if (!idle) return;
+  if (draining.parks()) {
+    become(record, std::move(draining).on(ParkSettled{*idle}));
+    parked_.insert({record.as<Parked>().deadline(), record.id});
+    return;
+  }
   become(record, std::move(record.as<Draining>()).on(Settled{*idle}));
   drop(record);
 }

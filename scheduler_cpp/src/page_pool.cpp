@@ -25,6 +25,10 @@ SealedPage OwnedPage::seal_tail(const Digest& identity) && {
   return std::exchange(pool_, nullptr)->seal(id_, identity, /*tail=*/true);
 }
 
+SealedPage OwnedPage::freeze() && {
+  return std::exchange(pool_, nullptr)->freeze(id_);
+}
+
 SealedPage& SealedPage::operator=(SealedPage&& other) noexcept {
   if (this != &other) {
     if (pool_) pool_->release(id_);
@@ -106,6 +110,14 @@ SealedPage PagePool::seal(PageId id, const Digest& identity, bool tail) {
   page.references = 1;
   --owned_;
   index_.insert(identity, id);
+  return SealedPage(*this, id);
+}
+
+SealedPage PagePool::freeze(PageId id) {
+  Page& page = at(id);
+  page.use = Use::kSealed;
+  page.references = 1;
+  --owned_;
   return SealedPage(*this, id);
 }
 

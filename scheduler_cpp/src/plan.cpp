@@ -33,6 +33,17 @@ void Scheduler::expire(Micros now) {
     become(*record, std::move(record->as<Prefilled>()).on(HoldExpired{}));
     drop(*record);
   }
+  while (!parked_.empty() && parked_.begin()->first < now) demote(*find(parked_.begin()->second));
+}
+
+// The parked session that expires first gives way, request `but` only as the last one. False: none
+// is parked.
+bool Scheduler::demote_one(RequestId but) {
+  if (parked_.empty()) return false;
+  auto first = parked_.begin();
+  if (first->second == but && parked_.size() > 1) ++first;
+  demote(*find(first->second));
+  return true;
 }
 
 void Scheduler::plan_decodes() {
@@ -51,10 +62,11 @@ void Scheduler::plan_decodes() {
   }
 }
 
-// A page for the next token of the running request at `index`; the youngest make room. False: it
-// was itself the youngest, and is retracted.
+// A page for the next token of the running request at `index`; parked sessions make room, then the
+// youngest. False: it was itself the youngest, and is retracted.
 bool Scheduler::give_page(Record& record, std::size_t index) {
   std::optional<OwnedPage> page = pool_.allocate();
+  while (!page && demote_one(0)) page = pool_.allocate();
   while (!page) {
     Record* victim = youngest_after(index);
     retract_running(victim ? *victim : record);

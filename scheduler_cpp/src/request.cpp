@@ -15,7 +15,7 @@ Fetching Queued::on(AdmittedToFetch&& event) && {
 }
 
 Prefilling Queued::on(AdmittedToCompute&& event) && {
-  const std::size_t computed = event.pages.sealed() * sequence_->page_size;
+  const std::size_t computed = event.pages.sealed() * sequence_->page_size + event.copied_tokens;
   return Prefilling(std::move(sequence_), std::move(event.slot), std::move(event.pages), computed);
 }
 
@@ -105,6 +105,10 @@ Draining Decoding::on(Stopped) && {
   return Draining(std::move(slot_), std::move(pages_), std::nullopt);
 }
 
+Draining Decoding::on(TurnParked event) && {
+  return Draining(std::move(slot_), std::move(pages_), std::move(sequence_), event.deadline);
+}
+
 Retracted Decoding::on(Retract) && {
   Decoding over = std::move(*this);
   return Retracted(std::move(over.sequence_));
@@ -115,10 +119,27 @@ Draining Decoding::on(Cancelled) && {
   return Draining(std::move(slot_), std::move(pages_), std::nullopt);
 }
 
+// ---------------------------------------------------------------- Parked
+
+Finished Parked::on(Resumed) && {
+  let_go(std::move(sequence_), std::move(pages_));
+  return Finished();
+}
+
+Finished Parked::on(Demoted) && {
+  let_go(std::move(sequence_), std::move(pages_));
+  return Finished();
+}
+
+Finished Parked::on(Cancelled) && {
+  let_go(std::move(sequence_), std::move(pages_));
+  return Finished();
+}
+
 // ---------------------------------------------------------------- Retracted, Draining
 
 Prefilling Retracted::on(AdmittedToCompute&& event) && {
-  const std::size_t computed = event.pages.sealed() * sequence_->page_size;
+  const std::size_t computed = event.pages.sealed() * sequence_->page_size + event.copied_tokens;
   return Prefilling(std::move(sequence_), std::move(event.slot), std::move(event.pages), computed);
 }
 
@@ -130,6 +151,16 @@ Finished Retracted::on(Cancelled) && {
 Finished Draining::on(Settled) && {
   const Draining over = std::move(*this);
   return Finished();
+}
+
+Parked Draining::on(ParkSettled) && {
+  const Slot over = std::move(slot_);
+  // Its last token was never fed back. Pages behind those that hold something are not kept.
+  const std::size_t written = parking_->tokens.size() - 1;
+  pages_.shrink_to(pages_for(written, parking_->page_size));
+  while (pages_.owned() > 0) pages_.freeze_next();
+  pages_.sides().freeze(written, parking_->page_size);
+  return Parked(std::move(parking_), std::move(pages_), park_deadline_);
 }
 
 }  // namespace baton

@@ -102,6 +102,18 @@ void Scheduler::take_states(SideTables& sides) {
   for (StatePages& state : sides.states) state.start(*state.pool().allocate());
 }
 
+// The child's own pages in the place of its parent's partial ones.
+void Scheduler::plan_side_copies(SideTables& sides, std::vector<SealedPage>&& partial) {
+  auto source = partial.begin();
+  for (WindowTable& table : sides.windows) {
+    if (source == partial.end()) return;
+    table.append(*table.pool().allocate());
+    next_.side_copies.push_back({static_cast<std::int32_t>(table.pool().group()), raw(source->id()),
+                                 raw(table[table.end() - 1])});
+    steps_.spare().pins.push_back(std::move(*source++));
+  }
+}
+
 void Scheduler::announce_sides(const SideTables& sides, SlotId slot) {
   for (const WindowTable& table : sides.windows) {
     for (std::size_t i = table.first(); i < table.end(); ++i) {
@@ -138,11 +150,15 @@ std::size_t Scheduler::window_room(const SideTables& sides, std::size_t context,
 }
 
 // Every group's pages for a row: as many of `most` tokens as there is room for, and one at least,
-// for which the youngest must make room. 0: not even that, for now.
+// for which parked sessions make room, then the youngest. 0: not even that, for now.
 std::size_t Scheduler::give_side_pages(Record& record, SideTables& sides, SlotId slot,
                                        std::size_t context, std::size_t most) {
   std::size_t tokens = window_room(sides, context, most);
   while (tokens == 0) {
+    if (demote_one(0)) {
+      tokens = window_room(sides, context, most);
+      continue;
+    }
     Record* victim = youngest_after(running_.index_of(record));
     if (!victim) return 0;
     retract_running(*victim);

@@ -75,6 +75,12 @@ inline Setup random_setup(Random& random) {
     if (!setup.config.side_groups.empty()) script.fetch_pages = 0;
     script.tenant = random.below(6) ? 0 : 1;
     script.priority = random.below(4) ? 0 : static_cast<std::int32_t>(random.below(3)) - 1;
+    script.park_us = random.below(3) ? 0 : 10;
+    if (i > 0 && random.below(2) == 0) {
+      (random.below(2) ? script.resumes : script.fork_of) = 1 + random.below(i);
+      script.tenant = setup.scripts[script.parent() - 1].tenant;
+      script.prompt.resize(random.below(3));
+    }
     setup.scripts.push_back(std::move(script));
   }
   return setup;

@@ -30,8 +30,9 @@ struct Fixture {
     config.side_groups = std::move(groups);
     return config;
   }
-  void submit(RequestId id, const std::vector<Token>& prompt, std::size_t max_new) {
-    CHECK_EQ(scheduler.submit({id, prompt, max_new, kKey, Goal::kGenerate, 0}),
+  void submit(RequestId id, const std::vector<Token>& prompt, std::size_t max_new,
+              const Terms& terms = {}) {
+    CHECK_EQ(scheduler.submit({id, prompt, max_new, kKey, Goal::kGenerate, 0, terms}),
              Admission::kAccepted);
   }
   // One step; its rows, states and what was reused at admission.
@@ -148,4 +149,43 @@ TEST(a_state_written_in_place_by_an_abandoned_step_is_computed_again) {
   CHECK_EQ(f.scheduler.state_of(1), "Retracted");
   f.step();
   CHECK_EQ(f.reused, 8);
+}
+
+TEST(a_parked_turn_is_resumed_where_it_stopped_in_every_group) {
+  Fixture f({world::window(6, 12), world::state(8, 8)}, 64);
+  f.submit(1, counting(9), 3, {.park_us = 100});
+  f.run();
+  CHECK_EQ(f.scheduler.state_of(1), "Parked");
+  std::vector<Token> next = counting(9);
+  next.insert(next.end(), {1, 1, 1, 40, 41});  // what was generated, then a tool's answer
+  f.submit(2, next, 2, {.resumes = 1});
+  f.step();
+  CHECK_EQ(f.reused, 11);  // all but the last token, which was never fed back
+  CHECK_EQ(f.rows[0].query_tokens, 3);
+  CHECK(f.states[0].read != f.states[0].write);
+  f.run();
+}
+
+// Found by the random driver: the running request's window had no page, and nobody gave way.
+TEST(a_parked_session_gives_way_to_a_window_that_runs) {
+  Fixture f({world::window(6, 3)});
+  f.submit(1, counting(10), 2, {.park_us = 1000});
+  f.run();
+  f.submit(2, counting(10, 100), 8);
+  f.run();
+  CHECK_EQ(f.scheduler.stats().demotions, 1);
+}
+
+// Found by the random driver: the parent's pages replaced a longer match.
+TEST(a_fork_takes_no_less_than_was_found_by_content) {
+  Fixture f({world::window(16, 12), world::state(4, 8)});
+  f.submit(1, counting(8), 1, {.park_us = 1000});
+  f.run();
+  f.submit(2, counting(17), 1);
+  f.run();
+  std::vector<Token> next = counting(17);
+  next[8] = 8;
+  f.submit(3, next, 1, {.fork_of = 1});
+  f.step();
+  CHECK_EQ(f.reused, 16);
 }

@@ -16,8 +16,8 @@ std::uint64_t mix(std::uint64_t a, std::uint64_t b) {
 
 std::string text(const Event& event) {
   static const char* const names[] = {
-      "submit",     "plan",  "complete", "abandon",     "cancel", "arrive", "fetch-done",
-      "fetch-lost", "grant", "release",  "handed-over", "tick",   "stray"};
+      "submit",     "plan",  "complete", "abandon",     "cancel",     "arrive", "fetch-done",
+      "fetch-lost", "grant", "release",  "handed-over", "renew-park", "tick",   "stray"};
   return std::string(names[static_cast<int>(event.kind)]) + " " + std::to_string(event.a);
 }
 
@@ -54,6 +54,15 @@ Token World::next_token(const Request& request, std::size_t position) const {
   return static_cast<Token>(request.tags[position] >> 7 & 3);
 }
 
+bool World::is_parked(std::size_t request) const {
+  return scheduler_.state_of(request + 1) == "Parked";
+}
+
+bool World::has_parent(std::size_t request) const {
+  const std::size_t parent = setup_.scripts[request].parent();
+  return parent == 0 || requests_[parent - 1].submitted;
+}
+
 // ---------------------------------------------------------------- events
 
 bool World::is_enabled(Event event) const {
@@ -61,7 +70,7 @@ bool World::is_enabled(Event event) const {
   const bool known = a < requests_.size();
   switch (event.kind) {
     case Kind::kSubmit:
-      return known && !requests_[a].submitted;
+      return known && !requests_[a].submitted && has_parent(a);
     case Kind::kPlan:
       return !step_;
     case Kind::kComplete:
@@ -69,7 +78,7 @@ bool World::is_enabled(Event event) const {
     case Kind::kAbandon:
       return step_.has_value();
     case Kind::kCancel:
-      return known && requests_[a].submitted && !requests_[a].over;
+      return known && requests_[a].submitted && (!requests_[a].over || is_parked(a));
     case Kind::kArrive: {
       const auto fetch = fetches_.find(event.a);
       return fetch != fetches_.end() && fetch->second.arrived < fetch->second.pages.size();
@@ -87,8 +96,11 @@ bool World::is_enabled(Event event) const {
       return a < leases_.size();
     case Kind::kHandedOver:
       return known && scheduler_.state_of(a + 1) == "Prefilled";
+    case Kind::kRenewPark:
+      return known && is_parked(a);
     case Kind::kTick:
-      return event.a == 0 || !leases_.empty() || scheduler_.stats().prefilled > 0;
+      return event.a == 0 || !leases_.empty() || scheduler_.stats().prefilled > 0 ||
+             scheduler_.stats().parked > 0;
     case Kind::kStray:
       return known && requests_[a].submitted && !fetches_.contains(event.a);
   }
@@ -115,9 +127,28 @@ std::vector<Event> World::enabled() const {
   offer(Kind::kGrant, n * scheduler_.groups());
   offer(Kind::kRelease, leases_.size());
   offer(Kind::kHandedOver, n);
+  offer(Kind::kRenewPark, n);
   if (is_enabled({Kind::kTick, 1})) events.push_back({Kind::kTick, 1});
   offer(Kind::kStray, n);
   return events;
+}
+
+void World::do_submit(int a) {
+  Request& request = requests_[static_cast<std::size_t>(a)];
+  const Script& script = setup_.scripts[static_cast<std::size_t>(a)];
+  request.submitted = true;
+  if (const std::size_t parent = script.parent()) {
+    for (const Token token : requests_[parent - 1].tokens) {
+      append(request, token, script.tenant);
+    }
+  }
+  for (const Token token : script.prompt) append(request, token, script.tenant);
+  request.prompt = request.tokens.size();
+  const Terms terms{script.priority, script.park_us, script.resumes, script.fork_of};
+  const Admission admission =
+      scheduler_.submit({static_cast<RequestId>(a + 1), request.tokens, script.max_new_tokens,
+                         key(a), script.goal, script.fetch_pages, terms});
+  request.over = admission != Admission::kAccepted;
 }
 
 bool World::apply(Event event) {
@@ -125,17 +156,9 @@ bool World::apply(Event event) {
   const int a = event.a;
   const auto id = static_cast<RequestId>(a + 1);
   switch (event.kind) {
-    case Kind::kSubmit: {
-      Request& request = requests_[static_cast<std::size_t>(a)];
-      const Script& script = setup_.scripts[static_cast<std::size_t>(a)];
-      request.submitted = true;
-      for (const Token token : script.prompt) append(request, token, script.tenant);
-      const Admission admission =
-          scheduler_.submit({id, script.prompt, script.max_new_tokens, key(a), script.goal,
-                             script.fetch_pages, script.priority});
-      request.over = admission != Admission::kAccepted;
+    case Kind::kSubmit:
+      do_submit(a);
       break;
-    }
     case Kind::kPlan:
       do_plan();
       break;
@@ -167,6 +190,12 @@ bool World::apply(Event event) {
     case Kind::kHandedOver:
       if (scheduler_.handed_over(id) != Reply::kAccepted) fail("a hand-over was not accepted");
       requests_[static_cast<std::size_t>(a)].over = true;
+      break;
+    case Kind::kRenewPark:
+      if (scheduler_.renew_park(id, now_ + setup_.scripts[static_cast<std::size_t>(a)].park_us) !=
+          Reply::kAccepted) {
+        fail("a park was not renewed");
+      }
       break;
     case Kind::kTick:
       now_ += a ? kLongTime : 1;

@@ -24,6 +24,11 @@ struct Script {
   std::size_t fetch_pages = 0;
   std::uint64_t tenant = 0;
   std::int32_t priority = 0;
+  Micros park_us = 0;
+  // Number of the script (from 1) that this one goes on: its prompt follows that one's tokens.
+  std::size_t resumes = 0;
+  std::size_t fork_of = 0;  // the same, sharing
+  std::size_t parent() const { return resumes ? resumes : fork_of; }
 };
 
 struct Setup {
@@ -45,6 +50,7 @@ enum class Kind : std::uint8_t {
   kGrant,       // lease of request a's pages, tail included; a + n * g: in group g
   kRelease,     // lease number a
   kHandedOver,  // request a
+  kRenewPark,   // of request a
   kTick,        // time passes: a = 0 a little, 1 past every deadline
   kStray,       // a late or duplicate event for request a: must change nothing it should not
 };
@@ -84,6 +90,7 @@ class World {
     bool over = false;
     std::vector<Token> tokens;
     std::vector<Tag> tags;  // of each token
+    std::size_t prompt = 0;
     std::int32_t slot = -1;
     std::size_t emitted = 0;
   };
@@ -100,6 +107,9 @@ class World {
   };
 
   bool is_enabled(Event event) const;
+  bool is_parked(std::size_t request) const;
+  bool has_parent(std::size_t request) const;
+  void do_submit(int request);
   void do_plan();
   void do_complete(int variant);
   void do_abandon();

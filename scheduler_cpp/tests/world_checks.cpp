@@ -34,7 +34,7 @@ void World::check_all() {
   }
   for (std::size_t a = 0; a < requests_.size(); ++a) {
     const auto state = scheduler_.state_of(a + 1);
-    const bool gone = state.empty() || state == "Draining";
+    const bool gone = state.empty() || state == "Draining" || state == "Parked";
     if (requests_[a].submitted && requests_[a].over != gone && state != "Prefilled" && !gone) {
       return fail("a request that is over still lives");
     }
@@ -59,7 +59,9 @@ void World::drain() {
     now_ += kLongTime;
     apply({Kind::kPlan, 0});
     const Stats stats = scheduler_.stats();
-    if (stats.waiting + stats.running + stats.fetching + stats.prefilled + stats.draining == 0 &&
+    if (stats.waiting + stats.running + stats.fetching + stats.prefilled + stats.parked +
+                stats.draining ==
+            0 &&
         !step_) {
       for (std::size_t group = 0; group < scheduler_.groups(); ++group) {
         const PoolStats pool = scheduler_.pool_stats(group);

@@ -11,7 +11,7 @@ void World::do_arrive(int a) {
   const Request& request = requests_[static_cast<std::size_t>(a)];
   for (std::size_t i = 0; i < setup_.config.page_size; ++i) {
     const std::size_t position = static_cast<std::size_t>(index) * setup_.config.page_size + i;
-    if (position >= setup_.scripts[static_cast<std::size_t>(a)].prompt.size()) break;
+    if (position >= request.prompt) break;
     content(0, page)[i] = request.tags[position];
   }
   remote_writer_[static_cast<std::size_t>(page)] = -1;
@@ -49,7 +49,7 @@ void World::do_grant(int which) {
   const std::size_t group = static_cast<std::size_t>(which) / requests_.size();
   const Request& request = requests_[static_cast<std::size_t>(a)];
   const std::size_t page_size = setup_.config.page_size;
-  const std::size_t prompt = setup_.scripts[static_cast<std::size_t>(a)].prompt.size();
+  const std::size_t prompt = request.prompt;
   const bool state = group > 0 && side(group).keeps == Retention::kState;
   const std::size_t first = group == 0 ? 0
                             : state    ? (prompt - 1) / page_size
@@ -106,6 +106,10 @@ void World::do_stray(int a) {
   }
   if (scheduler_.state_of(id) != "Prefilled" && scheduler_.handed_over(id) == Reply::kAccepted) {
     fail("a stray hand-over was accepted");
+  }
+  if (!is_parked(static_cast<std::size_t>(a)) &&
+      scheduler_.renew_park(id, now_ + 9) == Reply::kAccepted) {
+    fail("a stray renewal of a park was accepted");
   }
   const Stats after = scheduler_.stats();
   if (before.free_pages != after.free_pages || before.owned_pages != after.owned_pages ||

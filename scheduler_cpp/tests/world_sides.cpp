@@ -15,9 +15,13 @@ void World::take_side_plan() {
     if (table.size() <= index) table.resize(index + 1, -1);
     table[index] = delta.page;
   }
-  if (plan.state_pages.size() != plan.rows.size() * states)
+  for (const SideCopy& copy : plan.side_copies) {
+    const auto group = static_cast<std::size_t>(copy.group);
+    content(group, copy.target) = content(group, copy.source);
+  }
+  if (plan.state_pages.size() != plan.rows.size() * setup_.config.state_groups()) {
     fail("rows and states differ in length");
-}
+  }
 }
 
 namespace {
@@ -146,8 +150,8 @@ void World::check_side_seal(const Completion& completion, std::size_t entry) {
   const auto first = static_cast<std::size_t>(completion.sealed_indices[entry]) * page_size;
   if (side(group).keeps == Retention::kState) {
     const bool handed = scheduler_.state_of(static_cast<RequestId>(a + 1)) == "Prefilled";
-    const std::size_t prompt = setup_.scripts[static_cast<std::size_t>(a)].prompt.size();
-    const std::size_t end = handed ? std::min(first + page_size, prompt) : first + page_size;
+    const std::size_t end =
+        handed ? std::min(first + page_size, request.prompt) : first + page_size;
     if (sealed[0] != request.tags[end - 1]) fail("a snapshot is not its tokens'");
     return;
   }

@@ -35,6 +35,9 @@ void World::take_plan() {
     table[static_cast<std::size_t>(delta.page_index)] = delta.page;
   }
   if (scheduler_.groups() > 1) take_side_plan();
+  for (const PageCopy& copy : plan.copies) {
+    content(0, raw(copy.target)) = content(0, raw(copy.source));
+  }
   for (std::size_t i = 0; i < plan.fetch_requests.size(); ++i) {
     const int a = script_of(plan.fetch_requests[i]);
     const FetchPage page = plan.fetch_pages[i];

@@ -13,18 +13,34 @@ from baton_modeling.mesh import Mesh
 
 
 @dataclass(frozen=True)
+class Drafting:
+    """A model with its multi-token-prediction layer.
+
+    graph: the model, keeping its hidden states. draft: the layer, with embedding and output head.
+    cache: the layout with the layer's entries. skipped: as in FamilyModel.
+    """
+
+    graph: Graph
+    draft: Graph
+    cache: Callable[[Mesh], CacheLayout]
+    skipped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class FamilyModel:
     """A family applied to one config.
 
     cache: the layout of the cache on one rank of a mesh.
     skipped: regular expressions of checkpoint tensors that are left out knowingly.
     block: rows and columns per scale of weights stored in FP8; they are dequantised as read.
+    drafting: the same with a drafting layer, for families that have one.
     """
 
     graph: Graph
     cache: Callable[[Mesh], CacheLayout]
     skipped: tuple[str, ...] = ()
     block: tuple[int, int] | None = None
+    drafting: Drafting | None = None
 
 
 class ConfigReader:

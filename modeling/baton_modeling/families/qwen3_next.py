@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from baton_modeling.cache import CacheLayout
-from baton_modeling.families.family import ConfigReader, FamilyModel
+from baton_modeling.families.family import ConfigReader, Drafting, FamilyModel
 from baton_modeling.graph import Graph, Value
+from baton_modeling.layers.draft import Concat, GivenHidden, KeepHidden
 from baton_modeling.layers.embedding import Embedding, OutputHead
 from baton_modeling.layers.gdn import DeltaShape, GatedDelta, GatedHeadNorm, state_group
 from baton_modeling.layers.gqa import (
@@ -29,6 +30,7 @@ from baton_modeling.layers.gqa import (
 from baton_modeling.layers.linear import (
     GroupedColumnLinear,
     JoinedColumnLinear,
+    Linear,
     RowLinear,
     SwiGLU,
 )
@@ -75,6 +77,13 @@ class Hybrid:
     eps: float
     tied: bool
     block: tuple[int, int] | None
+    draft_layers: int
+
+    @property
+    def head(self) -> OutputHead:
+        """The output head, the model's and the drafter's."""
+        tied_to = f"{self.root}.embed_tokens" if self.tied else None
+        return OutputHead("lm_head", self.hidden, self.vocab, tied_to)
 
     def norm(self, name: str) -> RMSNorm:
         """A norm of the residual stream."""
@@ -119,6 +128,7 @@ def parse(config: Mapping[str, Any]) -> Hybrid:
         eps=read.number("rms_norm_eps", 1e-6),
         tied=read.flag("tie_word_embeddings", False),
         block=read.quantisation(),
+        draft_layers=read.whole("mtp_num_hidden_layers", 1),
     )
 
 
@@ -150,30 +160,75 @@ def _mixtures(read: ConfigReader, layers: int) -> tuple[Mixture | None, ...]:
 def build(config: Mapping[str, Any], dtype: torch.dtype) -> FamilyModel:
     """The model of ``config`` as a graph; ``dtype`` is that of its keys and values."""
     c = parse(config)
+    skipped = (r"model\.visual\..*", *((r"lm_head\.weight",) if c.tied else ()))
+    drafting = Drafting(
+        model(c, drafting=True), drafter(c), lambda mesh: cache(c, mesh, dtype, 1), skipped
+    )
+    return FamilyModel(
+        model(c),
+        lambda mesh: cache(c, mesh, dtype),
+        (r"mtp\..*", *skipped),
+        c.block,
+        drafting if c.draft_layers == 1 else None,
+    )
+
+
+def model(c: Hybrid, *, drafting: bool = False) -> Graph:
+    """The language model; for drafting it keeps its normed hidden states."""
     g = Graph()
     cos, sin = g.apply(RotaryTable(f"{c.root}.rotary", c.rope, c.heads.rotary))
     x = g(Embedding(f"{c.root}.embed_tokens", c.vocab, c.hidden))
     for layer, kind in enumerate(c.kinds):
-        name = f"{c.root}.layers.{layer}"
         place = c.kinds[:layer].count(kind)  # in its own cache group
-        h = g(c.norm(f"{name}.input_layernorm"), x)
-        if kind == FULL:
-            h = attention(g, c, f"{name}.self_attn", place, h, cos, sin)
-        else:
-            h = delta_net(g, c, f"{name}.linear_attn", place, h)
-        x = g(Add(f"{name}.attention_residual", c.hidden), x, h)
-        h = g(c.norm(f"{name}.post_attention_layernorm"), x)
         mixture = c.mixtures[layer]
-        if mixture is None:
-            h = g(SwiGLU(f"{name}.mlp", c.hidden, c.inner, "dense_tp"), h)
-        else:
-            h = experts(g, c, mixture, f"{name}.mlp", h)
-        x = g(Add(f"{name}.mlp_residual", c.hidden), x, h)
+        x = decoder(g, c, f"{c.root}.layers.{layer}", kind, place, mixture, x, cos, sin)
     x = g(c.norm(f"{c.root}.norm"), x)
-    tied_to = f"{c.root}.embed_tokens" if c.tied else None
-    g.output(g(OutputHead("lm_head", c.hidden, c.vocab, tied_to), x))
-    skipped = (r"mtp\..*", r"model\.visual\..*", *((r"lm_head\.weight",) if c.tied else ()))
-    return FamilyModel(g, lambda mesh: cache(c, mesh, dtype), skipped, c.block)
+    if drafting:
+        x = g(KeepHidden(f"{c.root}.hidden", c.hidden), x)
+    g.output(g(c.head, x))
+    return g
+
+
+def drafter(c: Hybrid) -> Graph:
+    """The next token's embedding beside the model's hidden state, through one attention layer."""
+    g = Graph()
+    cos, sin = g.apply(RotaryTable("mtp.rotary", c.rope, c.heads.rotary))
+    e = g(Embedding(f"{c.root}.embed_tokens", c.vocab, c.hidden))
+    e = g(c.norm("mtp.pre_fc_norm_embedding"), e)
+    h = g(c.norm("mtp.pre_fc_norm_hidden"), g(GivenHidden("mtp.given", c.hidden)))
+    x = g(Concat("mtp.concat", c.hidden, c.hidden), e, h)
+    x = g(Linear("mtp.fc", 2 * c.hidden, c.hidden), x)
+    place, mixture = c.kinds.count(FULL), c.mixtures[-1]
+    x = decoder(g, c, "mtp.layers.0", FULL, place, mixture, x, cos, sin)
+    x = g(KeepHidden("mtp.hidden", c.hidden), g(c.norm("mtp.norm"), x))
+    g.output(g(c.head, x))
+    return g
+
+
+def decoder(
+    g: Graph,
+    c: Hybrid,
+    name: str,
+    kind: str,
+    place: int,
+    mixture: Mixture | None,
+    x: Value,
+    cos: Value,
+    sin: Value,
+) -> Value:
+    """One layer: what mixes tokens, then the feed-forward or the experts."""
+    h = g(c.norm(f"{name}.input_layernorm"), x)
+    if kind == FULL:
+        h = attention(g, c, f"{name}.self_attn", place, h, cos, sin)
+    else:
+        h = delta_net(g, c, f"{name}.linear_attn", place, h)
+    x = g(Add(f"{name}.attention_residual", c.hidden), x, h)
+    h = g(c.norm(f"{name}.post_attention_layernorm"), x)
+    if mixture is None:
+        h = g(SwiGLU(f"{name}.mlp", c.hidden, c.inner, "dense_tp"), h)
+    else:
+        h = experts(g, c, mixture, f"{name}.mlp", h)
+    return g(Add(f"{name}.mlp_residual", c.hidden), x, h)
 
 
 def attention(
@@ -232,7 +287,7 @@ def experts(g: Graph, c: Hybrid, m: Mixture, name: str, x: Value) -> Value:
     return g(Add(f"{name}.sum", c.hidden), routed, g(shared, x))
 
 
-def cache(c: Hybrid, mesh: Mesh, dtype: torch.dtype) -> CacheLayout:
+def cache(c: Hybrid, mesh: Mesh, dtype: torch.dtype, drafting: int = 0) -> CacheLayout:
     """Keys and values of the attention layers, states of the others: of this rank's heads."""
-    full, linear = c.kinds.count(FULL), c.kinds.count(LINEAR)
+    full, linear = c.kinds.count(FULL) + drafting, c.kinds.count(LINEAR)
     return CacheLayout((head_group(c.heads, full, mesh, dtype), state_group(c.delta, linear, mesh)))

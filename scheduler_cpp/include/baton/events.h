@@ -42,6 +42,7 @@ struct AdmittedToFetch {
 struct AdmittedToCompute {
   Slot slot;
   PageTable pages;
+  std::size_t copied_tokens = 0;  // what a copy brings of the first writable page
 };
 struct PagesArrived {
   std::size_t count;  // the next ones
@@ -66,6 +67,22 @@ struct TokenSampled {
 struct Stopped {  // it has its last token, or it failed
   FinishReason reason;
 };
+struct TurnParked {  // it has its last token, and its session awaits a tool's answer
+  Micros deadline;
+};
+struct ParkSettled {  // no step has a row of it any more
+  Idle idle;
+};
+struct ParkRenewed {
+  Micros deadline;
+};
+struct Forked {  // another request begins with `common` tokens of this one
+  PageTable& child;
+  std::optional<PartialCopy>& copy;
+  std::size_t common;
+};
+struct Resumed {};  // the session's next request has been admitted
+struct Demoted {};  // the deadline has passed, or others need the pages
 struct Retract {
   Idle idle;
 };

@@ -46,6 +46,9 @@ class [[nodiscard]] OwnedPage {
   [[nodiscard]] SealedPage seal(const Digest& identity) &&;
   // The same for a partial page: it can be leased by its identity, but is not kept as cache.
   [[nodiscard]] SealedPage seal_tail(const Digest& identity) &&;
+  // Makes the page immutable under no identity: only who is given a reference reaches it, and it is
+  // free again with the last one.
+  [[nodiscard]] SealedPage freeze() &&;
 
  private:
   friend class PagePool;
@@ -65,6 +68,7 @@ class [[nodiscard]] SealedPage {
   ~SealedPage();
 
   PageId id() const { return id_; }
+  inline std::size_t group() const;
 
   [[nodiscard]] SealedPage share() const;
   // Gives up this reference for a writable page of the same content, once `copy` has been made.
@@ -162,6 +166,7 @@ class PagePool {
   Page& at(PageId id) { return pages_[static_cast<std::size_t>(raw(id))]; }
   const Page& at(PageId id) const { return pages_[static_cast<std::size_t>(raw(id))]; }
   SealedPage seal(PageId id, const Digest& identity, bool tail);
+  SealedPage freeze(PageId id);
   void acquire(PageId id);
   void release(PageId id);
   void free_owned(PageId id);
@@ -181,6 +186,10 @@ class PagePool {
   std::size_t owned_ = 0;
   std::size_t leased_ = 0;
 };
+
+inline std::size_t SealedPage::group() const {
+  return pool_->group();
+}
 
 inline std::size_t LeasedPage::group() const {
   return pool_->group();

@@ -2,7 +2,9 @@
 // it holds in the groups beside full attention.
 #pragma once
 
+#include <algorithm>
 #include <cassert>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -11,6 +13,14 @@
 #include "baton/side_tables.h"
 
 namespace baton {
+
+// The part of a parent's page that a child takes as a copy: its first tokens.
+struct PartialCopy {
+  PageId source;
+  std::size_t tokens;
+  std::optional<SealedPage> pin;   // of a page that is sealed; a writable one has its owner
+  std::vector<SealedPage> beside;  // the same of each window group; always sealed
+};
 
 class [[nodiscard]] PageTable {
  public:
@@ -57,6 +67,33 @@ class [[nodiscard]] PageTable {
   PageId seal_tail(const Digest& identity) {
     sealed_.push_back(take_first_owned().seal_tail(identity));
     return sealed_.back().id();
+  }
+  // Makes the first writable page immutable under no identity.
+  void freeze_next() { sealed_.push_back(take_first_owned().freeze()); }
+
+  // Lets `child` have the first `tokens` tokens of these pages: full pages by reference, behind
+  // those it has, and what it needs of the next page as a copy that is still to be made.
+  [[nodiscard]] std::optional<PartialCopy> fork(PageTable& child, std::size_t tokens,
+                                                std::size_t page_size) const {
+    const std::size_t full = std::min(tokens / page_size, sealed());
+    std::vector<SealedPage> beside;
+    if (!sides_.empty()) beside = sides_.fork(child.sides_, tokens, page_size);
+    while (child.sealed() < full) child.append(sealed_[child.sealed()].share());
+    const std::size_t has = child.sealed() * page_size;
+    if (tokens <= has || child.sealed() >= size()) return std::nullopt;
+    PartialCopy copy{(*this)[child.sealed()], std::min(tokens - has, page_size), std::nullopt,
+                     std::move(beside)};
+    if (child.sealed() < sealed()) copy.pin = sealed_[child.sealed()].share();
+    return copy;
+  }
+
+  // Gives back writable pages from index `pages` on.
+  void shrink_to(std::size_t pages) {
+    while (owned() > 0 && size() > pages) owned_.pop_back();
+    if (owned() == 0) {
+      owned_.clear();
+      first_owned_ = 0;
+    }
   }
 
   // Keeps the first `pages`, which are sealed.

@@ -40,6 +40,14 @@ struct SideDelta {
 };
 static_assert(sizeof(SideDelta) == 4 * sizeof(std::int32_t));
 
+// A whole-page copy in a window group, due before the rows.
+struct SideCopy {
+  std::int32_t group;
+  std::int32_t source;
+  std::int32_t target;
+};
+static_assert(sizeof(SideCopy) == 3 * sizeof(std::int32_t));
+
 struct FetchPage {
   std::int32_t page_index;
   std::int32_t page;
@@ -59,6 +67,7 @@ struct Plan {
   std::vector<StateRow> state_pages;  // of each row, one for each state group
   std::vector<std::int32_t> slot_resets;
   std::vector<PageCopy> copies;
+  std::vector<SideCopy> side_copies;
   std::vector<RequestId> fetch_requests;
   std::vector<FetchPage> fetch_pages;
   std::vector<Digest> fetch_hashes;
@@ -69,6 +78,7 @@ struct Plan {
   std::vector<std::int32_t> finished_reasons;
   std::vector<RequestId> retracted;
   std::vector<RequestId> expired_requests;
+  std::vector<RequestId> demoted_requests;
   std::vector<Digest> evicted_hashes;
   std::size_t sampling_rows = 0;
 
@@ -91,6 +101,7 @@ struct Plan {
     state_pages.clear();
     slot_resets.clear();
     copies.clear();
+    side_copies.clear();
     fetch_requests.clear();
     fetch_pages.clear();
     fetch_hashes.clear();
@@ -101,6 +112,7 @@ struct Plan {
     finished_reasons.clear();
     retracted.clear();
     expired_requests.clear();
+    demoted_requests.clear();
     evicted_hashes.clear();
     sampling_rows = 0;
   }

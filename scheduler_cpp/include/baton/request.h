@@ -23,6 +23,7 @@ class Fetching;
 class Prefilling;
 class Prefilled;
 class Decoding;
+class Parked;
 class Retracted;
 class Draining;
 class Finished;
@@ -144,6 +145,10 @@ class [[nodiscard]] Prefilled {
   // A partial last page is sealed under its own identity. Says which page that is now.
   PageId seal_tail() { return pages_.seal_tail(sequence_->prompt_tail_identity()); }
 
+  void on(Forked event) & {
+    event.copy = pages_.fork(event.child, event.common, sequence_->page_size);
+  }
+
   [[nodiscard]] Finished on(HandedOver) &&;
   [[nodiscard]] Finished on(HoldExpired) &&;
   [[nodiscard]] Finished on(Cancelled) &&;
@@ -181,10 +186,14 @@ class [[nodiscard]] Decoding {
     last_token_ = event.token;
     sequence_->tokens.push_back(event.token);
   }
+  void on(Forked event) & {
+    event.copy = pages_.fork(event.child, event.common, sequence_->page_size);
+  }
   bool can_seal() const { return computed_ == capacity_ && pages_.owned() > 0; }
   PageId seal_next() { return pages_.seal_next(sequence_->identity(pages_.sealed())); }
 
   [[nodiscard]] Draining on(Stopped) &&;
+  [[nodiscard]] Draining on(TurnParked event) &&;
   [[nodiscard]] Retracted on(Retract) &&;
   [[nodiscard]] Draining on(Cancelled) &&;
 
@@ -209,6 +218,35 @@ class [[nodiscard]] Decoding {
   Token last_token_;
 };
 
+// Its turn is over and a tool's answer awaited: all its pages stay, immutable, until the deadline,
+// unless others need them more. It holds no slot.
+class [[nodiscard]] Parked {
+ public:
+  BATON_MOVE_ONLY(Parked);
+
+  Sequence& sequence() const { return *sequence_; }
+  const PageTable& pages() const { return pages_; }
+  Micros deadline() const { return deadline_; }
+
+  void on(ParkRenewed event) & { deadline_ = event.deadline; }
+  void on(Forked event) & {
+    event.copy = pages_.fork(event.child, event.common, sequence_->page_size);
+  }
+
+  [[nodiscard]] Finished on(Resumed) &&;
+  [[nodiscard]] Finished on(Demoted) &&;
+  [[nodiscard]] Finished on(Cancelled) &&;
+
+ private:
+  friend class Draining;
+  Parked(SequencePtr sequence, PageTable&& pages, Micros deadline)
+      : sequence_(std::move(sequence)), pages_(std::move(pages)), deadline_(deadline) {}
+
+  SequencePtr sequence_;
+  PageTable pages_;
+  Micros deadline_;
+};
+
 // Gave everything back under pressure but its tokens, which will be computed again.
 class [[nodiscard]] Retracted {
  public:
@@ -228,19 +266,23 @@ class [[nodiscard]] Retracted {
   SequencePtr sequence_;
 };
 
-// Over, but a step or a fetch still uses its pages.
+// Over, but a step or a fetch still uses its pages. A turn that will be parked keeps its tokens.
 class [[nodiscard]] Draining {
  public:
   BATON_MOVE_ONLY(Draining);
 
   const PageTable& pages() const { return pages_; }
   bool fetch_in_flight() const { return ticket_.has_value(); }
+  bool parks() const { return parking_ != nullptr; }
 
   void on(FetchGaveUp) & { ticket_.reset(); }
   void on(FetchCompleted) & { ticket_.reset(); }
+  void on(Cancelled) & { parking_.reset(); }
 
   // Only when no fetch is in flight either.
   [[nodiscard]] Finished on(Settled) &&;
+  // Only when it parks.
+  [[nodiscard]] Parked on(ParkSettled) &&;
 
  private:
   friend class Fetching;
@@ -248,10 +290,17 @@ class [[nodiscard]] Draining {
   friend class Decoding;
   Draining(Slot&& slot, PageTable&& pages, std::optional<FetchTicket> ticket)
       : slot_(std::move(slot)), pages_(std::move(pages)), ticket_(std::move(ticket)) {}
+  Draining(Slot&& slot, PageTable&& pages, SequencePtr parking, Micros deadline)
+      : slot_(std::move(slot)),
+        pages_(std::move(pages)),
+        parking_(std::move(parking)),
+        park_deadline_(deadline) {}
 
   Slot slot_;
   PageTable pages_;
   std::optional<FetchTicket> ticket_;
+  SequencePtr parking_;  // of a turn that will be parked
+  Micros park_deadline_ = 0;
 };
 
 // Holds nothing. Its record is dropped.
@@ -262,6 +311,7 @@ class [[nodiscard]] Finished {
  private:
   friend class Queued;
   friend class Prefilled;
+  friend class Parked;
   friend class Retracted;
   friend class Draining;
   Finished() = default;
@@ -269,7 +319,7 @@ class [[nodiscard]] Finished {
 
 #undef BATON_MOVE_ONLY
 
-using State =
-    std::variant<Queued, Fetching, Prefilling, Prefilled, Decoding, Retracted, Draining, Finished>;
+using State = std::variant<Queued, Fetching, Prefilling, Prefilled, Decoding, Parked, Retracted,
+                           Draining, Finished>;
 
 }  // namespace baton

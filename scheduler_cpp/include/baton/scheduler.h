@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <string_view>
@@ -36,7 +37,14 @@
 namespace baton {
 
 enum class Role : std::uint8_t { kPrefill, kDecode, kFused };
-enum class Admission : std::uint8_t { kAccepted, kDuplicate, kQueueFull, kTooLong, kNeverFits };
+enum class Admission : std::uint8_t {
+  kAccepted,
+  kDuplicate,
+  kQueueFull,
+  kTooLong,
+  kNeverFits,
+  kForeign
+};
 
 struct Config {
   Role role = Role::kFused;
@@ -64,14 +72,15 @@ struct Submission {
   SipKey key;
   Goal goal;
   std::size_t fetch_pages;
-  std::int32_t priority = 0;  // higher goes first
+  Terms terms = {};
 };
 
 struct Stats {
   std::size_t total_pages, free_pages, cached_pages, owned_pages, referenced_pages, leased_pages,
       quarantined_pages;
-  std::size_t waiting, running, fetching, prefilled, draining, leases;
-  std::uint64_t computed_tokens, generated_tokens, reused_tokens, fetched_tokens, retractions;
+  std::size_t waiting, running, fetching, prefilled, parked, draining, leases;
+  std::uint64_t computed_tokens, generated_tokens, reused_tokens, fetched_tokens, retractions,
+      demotions;
 };
 
 // Pages of one group: free + cached + owned + referenced = total, always.
@@ -98,6 +107,8 @@ class Scheduler {
   // ---- requests
   [[nodiscard]] Admission submit(const Submission& submission);
   Reply cancel(RequestId request);
+  // A parked request is kept until `deadline` instead.
+  Reply renew_park(RequestId request, Micros deadline);
 
   // ---- steps
   bool can_plan() const { return !steps_.full(); }
@@ -147,6 +158,7 @@ class Scheduler {
   void plan_admissions();
   bool give_page(Record& record, std::size_t index);
   bool give_window_page(Record& record);
+  bool demote_one(RequestId but);
   Record* youngest_after(std::size_t index) const;
   void add_decode_row(Record& record);
   void add_chunk_row(Record& record);
@@ -158,9 +170,11 @@ class Scheduler {
   Admitted admit(Record& record);
   PageTable match(Sequence& sequence, std::size_t most);
   std::size_t headroom(const PagePool& pool) const;
+  std::optional<PartialCopy> fork(Record& parent, Sequence& sequence, PageTable& pages);
+  void plan_copy(Record& parent, PartialCopy&& copy, PageId target);
   bool blocked(const Record& record) const;
   bool being_computed(Sequence& sequence, std::size_t index) const;
-  void announce(Record& record, std::size_t reused_pages);
+  void announce(Record& record, std::size_t reused_tokens);
   void start_fetch(Record& record);
 
   // sides.cpp: the groups beside full attention
@@ -173,6 +187,7 @@ class Scheduler {
   void match_sides(Sequence& sequence, PageTable& pages);
   bool sides_have_room(const PageTable& pages, std::size_t total) const;
   void take_states(SideTables& sides);
+  void plan_side_copies(SideTables& sides, std::vector<SealedPage>&& partial);
   void announce_sides(const SideTables& sides, SlotId slot);
   void note_side_page(const WindowTable& table, SlotId slot, std::size_t index, std::int32_t page);
   std::size_t cut_at_snapshot(std::size_t context, std::size_t tokens) const;
@@ -194,6 +209,7 @@ class Scheduler {
   void complete_prompt(Record& record, std::uint32_t tokens, Token token, RowFlag flag);
   bool states_survive(Record& record);
   void poison(Record& record);
+  void land();
   void report_sealed(Record& record, SlotId slot, std::size_t index, PageId before, PageId after,
                      const Digest& identity);
   void note_sealed(const Record& record, std::size_t group, std::size_t index, PageId page,
@@ -210,9 +226,15 @@ class Scheduler {
   template <class S>
   void stop(Record& record, FinishReason reason, std::vector<RequestId>& requests,
             std::vector<std::int32_t>& reasons);
+  void end_turn(Record& record, FinishReason reason, std::vector<RequestId>& requests,
+                std::vector<std::int32_t>& reasons);
   template <class S>
   void retract(Record& record);
   void retract_running(Record& record);
+  template <class Event>
+  void unpark(Record& record, Event&& event);
+  void demote(Record& record);
+  void resume(Record& next);
   void settle(Record& record);
   void drop(Record& record);
   Micros at_least(Micros now) { return now_ = now > now_ ? now : now_; }
@@ -237,6 +259,7 @@ class Scheduler {
   std::unordered_map<RequestId, Slab<Record>::Ptr> records_;
   WaitingQueue queued_;
   RecordList retracted_, prefilled_;
+  std::set<std::pair<Micros, RequestId>> parked_;  // the first to expire, or to give way, first
   RunningList running_;
   std::vector<Record*> prefilling_;  // of the plan being made, oldest first
   std::size_t budget_ = 0;           // tokens left in the plan being made
@@ -254,7 +277,7 @@ class Scheduler {
   std::array<std::size_t, kStateNames.size()> population_{};
   std::size_t quarantined_ = 0;
   std::uint64_t computed_tokens_ = 0, generated_tokens_ = 0, reused_tokens_ = 0,
-                fetched_tokens_ = 0, retractions_ = 0;
+                fetched_tokens_ = 0, retractions_ = 0, demotions_ = 0;
 };
 
 }  // namespace baton

@@ -58,6 +58,18 @@ class [[nodiscard]] WindowTable {
     ++first_;
   }
 
+  // Nothing is written any more: pages before `end` become immutable, others are given back.
+  void freeze(std::size_t end) {
+    while (!owned_.empty() && this->end() > end) owned_.pop_back();
+    while (!owned_.empty()) sealed_.push_back(take_first_owned().freeze());
+  }
+  // References to the first pages up to `end`, for a child that goes on where this one stopped.
+  [[nodiscard]] WindowTable fork(std::size_t end) const {
+    WindowTable child(*pool_, first_, sealed_.capacity());
+    for (std::size_t i = first_; i < end; ++i) child.append(sealed_page(i).share());
+    return child;
+  }
+
   void clear() {
     owned_.clear();
     while (!sealed_.empty()) sealed_.pop_back();
@@ -140,6 +152,15 @@ class [[nodiscard]] StatePages {
     after_.reset();
     return base_->id();
   }
+  // Nothing is written any more.
+  void freeze() {
+    if (!base_) base_ = std::move(*live_).freeze();
+    live_.reset();
+    after_.reset();
+  }
+  // For a child that goes on where this one stopped: it reads the same state and writes elsewhere.
+  [[nodiscard]] StatePages fork() const { return StatePages(*pool_, base_->share()); }
+
   // The rows in flight did not happen, but may have written. Whether the state is still there.
   [[nodiscard]] bool survives(std::size_t context) {
     after_.reset();
@@ -160,6 +181,25 @@ struct [[nodiscard]] SideTables {
   std::vector<StatePages> states;
 
   bool empty() const { return windows.empty() && states.empty(); }
+
+  // `tokens` are in the cache, and none will be written.
+  void freeze(std::size_t tokens, std::size_t page_size) {
+    for (WindowTable& table : windows) table.freeze(pages_for(tokens, page_size));
+    for (StatePages& state : states) state.freeze();
+  }
+  // All of it but partial pages of windows, which are returned: they are to be copied.
+  [[nodiscard]] std::vector<SealedPage> fork(SideTables& child, std::size_t tokens,
+                                             std::size_t page_size) const {
+    child.clear();
+    std::vector<SealedPage> partial;
+    const std::size_t full = tokens / page_size;
+    for (const WindowTable& table : windows) {
+      child.windows.push_back(table.fork(full));
+      if (full < table.end()) partial.push_back(table.sealed_page(full).share());
+    }
+    for (const StatePages& state : states) child.states.push_back(state.fork());
+    return partial;
+  }
   void clear() {
     windows.clear();
     states.clear();

@@ -84,6 +84,14 @@ MISUSES = {
         NO_MEMBER,
     ),
     "seal and drop the page": ("OwnedPage& p", "std::move(p).seal(kRoot);", IGNORED),
+    "freeze a page and keep it": ("OwnedPage& p", "auto s = p.freeze();", NO_LVALUE),
+    "freeze and drop the page": ("OwnedPage& p", "std::move(p).freeze();", IGNORED),
+    "park without proof": ("Draining& d", "auto f = std::move(d).on(ParkSettled{});", NO_ACCESS),
+    "park a decoding request at once": (
+        "Decoding& d",
+        "Parked p = std::move(d).on(TurnParked{1});",
+        NO_CONVERSION + "|conversion from",
+    ),
     "share a writable page": ("OwnedPage& p", "auto q = p.share();", NO_MEMBER),
     "write a sealed page": ("Decoding& d, SealedPage& p", "d.grow(std::move(p));", NO_CONVERSION),
     "put a leased page into a table": (
