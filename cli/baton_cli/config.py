@@ -21,8 +21,8 @@ from baton_cli.addresses import free_ports
 from baton_cli.faults import faults_of
 from baton_cli.tree import ConfigError, Tree, override, read_tree
 
-Role = Literal["router", "prefill", "decode", "kvstore"]
-ROLES: tuple[Role, ...] = ("router", "prefill", "decode", "kvstore")
+Role = Literal["router", "prefill", "decode", "kvstore", "gateway"]
+ROLES: tuple[Role, ...] = ("router", "prefill", "decode", "kvstore")  # services of ours
 WORKERS: tuple[Literal["prefill", "decode"], ...] = ("prefill", "decode")
 
 _MODELS: dict[Role, tuple[str, str]] = {
@@ -30,9 +30,11 @@ _MODELS: dict[Role, tuple[str, str]] = {
     "prefill": ("baton_prefill.config", "PrefillConfig"),
     "decode": ("baton_decode.config", "DecodeConfig"),
     "kvstore": ("baton_kvstore.config", "KvstoreConfig"),
+    "gateway": ("baton_cli.gateway", "GatewayConfig"),
 }
-# Where a router listens when nobody says otherwise and nobody is there yet.
+# Where they listen when nobody says otherwise and nobody is there yet.
 ROUTER_PORTS = {"listen": 7000, "metrics": 7001}
+GATEWAY_PORTS = {"listen": 8000, "metrics": 8001}
 
 
 def _one() -> list[dict[str, Any]]:
@@ -61,6 +63,7 @@ class ClusterConfig(BaseModel):
     prefill: list[dict[str, Any]] = Field(default_factory=_one)
     decode: list[dict[str, Any]] = Field(default_factory=_one, min_length=1)
     router: dict[str, Any] = Field(default_factory=dict)
+    gateway: dict[str, Any] | None = None  # null: clients speak baton.v1 only
 
     @classmethod
     def from_tree(cls, tree: Tree) -> "ClusterConfig":
@@ -102,6 +105,8 @@ class ClusterConfig(BaseModel):
             for worker in self.workers(role):
                 _listen(worker)
         _listen(self.router, ROUTER_PORTS)
+        if self.gateway is not None:
+            _listen(self.gateway, GATEWAY_PORTS)
 
     # ---- sections, validated by their owners
 
@@ -109,10 +114,11 @@ class ClusterConfig(BaseModel):
         """A section as written, and its place in the tree. Raises ConfigError."""
         if role == "router":
             return "router", self.router
-        if role == "kvstore":
-            if self.kvstore is None:
-                raise ConfigError(["kvstore: this cluster has none (the section is null)"])
-            return "kvstore", self.kvstore
+        if role in ("kvstore", "gateway"):
+            only = self.kvstore if role == "kvstore" else self.gateway
+            if only is None:
+                raise ConfigError([f"{role}: this cluster has none (the section is null)"])
+            return role, only
         sections = self.workers(role)
         if name is None and len(sections) == 1:
             return f"{role}[0]", sections[0]
@@ -139,6 +145,8 @@ class ClusterConfig(BaseModel):
         roles: list[tuple[Role, str | None]] = [("router", None)]
         if self.kvstore is not None:
             roles.append(("kvstore", None))
+        if self.gateway is not None:
+            roles.append(("gateway", None))
         roles += [(role, str(w["name"])) for role in WORKERS for w in self.workers(role)]
         for role, name in roles:
             try:
@@ -151,8 +159,11 @@ class ClusterConfig(BaseModel):
     def _shared(self, role: Role) -> dict[str, Any]:
         self._check_dialled(role)
         kvstore = self.kvstore.get("listen") if self.kvstore is not None else None
+        if role == "gateway":
+            return {"router": self.router["listen"]}
         if role == "router":
             return {
+                "gateway": None if self.gateway is None else self.gateway.get("kind", "smg"),
                 "model": {"path": self.model.path, "name": self.model.name},
                 "workers": {role: [w["listen"] for w in self.workers(role)] for role in WORKERS},
                 "kvstore": kvstore,
@@ -168,7 +179,10 @@ class ClusterConfig(BaseModel):
 
     def _check_dialled(self, role: Role) -> None:
         """Whom a process of this role dials must have an address in the tree."""
-        dialled = {} if self.kvstore is None else {"kvstore": self.kvstore}
+        if role == "gateway":
+            dialled = {"router": self.router}
+        else:
+            dialled = {} if self.kvstore is None else {"kvstore": self.kvstore}
         if role == "router":
             for worker_role in WORKERS:
                 for index, worker in enumerate(self.workers(worker_role)):

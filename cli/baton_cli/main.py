@@ -14,6 +14,7 @@ from baton_cli import (
     doctor_command,
     explain_command,
     fsm_command,
+    gateway_command,
     generate_command,
     kernels_command,
     serve_command,
@@ -32,7 +33,7 @@ Baton serves large language models to agents, with prefill and decode apart.
   baton demo                   a three-turn agent against a cluster of its own
 
 One process of a cluster, as containers run them:
-  baton router | prefill | decode | kvstore  --config cluster.yaml
+  baton router | prefill | decode | kvstore | gateway  --config cluster.yaml
 
 Looking inside:
   baton explain --model DIR    the program that the compiler made of the model
@@ -45,6 +46,7 @@ Looking inside:
 _COMMANDS = (
     up_command,
     serve_command,
+    gateway_command,
     generate_command,
     chat_command,
     demo_command,

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from baton_transfer import Transport
+
 Launcher = Literal["process", "ray"]
 
 
@@ -54,8 +56,13 @@ class EngineConfig(BaseModel):
     lease_ttl_ms: Annotated[int, Field(ge=100, le=600_000)] = 15_000
     # Pages in one lease: bounds what one burst can pin at a holder.
     fetch_batch_pages: Annotated[int, Field(ge=1)] = 64
+    # How pages travel: local (all workers on one host), tcp, rdma. Every process of a cluster
+    # says the same; UCX_ variables of the environment go before it.
+    transport: Transport = Transport.LOCAL
     # xxh3-64 of every sealed page, sent with leases. None: on for cpu, off for cuda.
     checksums: bool | None = None
+    # For tests of faults: overwrites every page that becomes free. Never on by itself.
+    debug_poison_free_pages: bool = False
 
     @model_validator(mode="after")
     def _limits_agree(self) -> EngineConfig:
@@ -64,6 +71,11 @@ class EngineConfig(BaseModel):
                 f"max_step_tokens is {self.max_step_tokens}, less than max_running "
                 f"({self.max_running}): a step could not give every running request its token; "
                 f"raise max_step_tokens or lower max_running"
+            )
+        if self.debug_poison_free_pages and (self.device != "cpu" or self.tp > 1):
+            raise ValueError(
+                f"debug_poison_free_pages works on the cpu with tp 1 only (device is "
+                f"{self.device}, tp is {self.tp}); leave it out"
             )
         if self.snapshot_every is not None and self.snapshot_every % self.page_size:
             raise ValueError(

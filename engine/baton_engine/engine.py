@@ -15,12 +15,13 @@ from baton.v1.kv_pb2 import CacheIdentity, Peer
 from baton_engine.arena import PageChecksums
 from baton_engine.config import EngineConfig
 from baton_engine.core import EngineCore, now_us
-from baton_engine.events import FailReason, PoolState, StepEvents
+from baton_engine.events import FailReason, Hashes, PoolState, StepEvents
 from baton_engine.fetching import Fetcher
 from baton_engine.groups import side_groups, why_not_exchanged
 from baton_engine.handover_board import HandoverBoard
 from baton_engine.holder import EngineHolder
 from baton_engine.loading import Ranks, bring_up, open_puller
+from baton_engine.poison import FreePagePoison
 from baton_engine.refusal import EngineRefusal, refuse_admission, refuse_exchange, validate
 from baton_engine.request import Await, EngineRequest, Generate, HandOver
 from baton_engine.runner import LoadProgress, resolve_max_context
@@ -54,6 +55,7 @@ class EngineDescription:
     max_running: int
     vocab_size: int
     pool: PoolState
+    why_alone: str | None  # why pages are not exchanged with other workers, None when they are
 
 
 @dataclass(slots=True)
@@ -156,6 +158,11 @@ class Engine:
             TokenStopMatcher.of_checkpoint(self.config.model_path, slots),
             publish,
             max_slots=slots,
+            poison=(
+                FreePagePoison(loaded.ranks.exporter.arena)
+                if self.config.debug_poison_free_pages
+                else None
+            ),
         )
         puller = open_puller(peer, loaded.ranks, self.config)
         fetcher = Fetcher(loaded.core, puller, self.config)
@@ -257,6 +264,18 @@ class Engine:
             self._running.fetcher.end(live.handle, "the request was cancelled")
         return True
 
+    def forget(self, hashes: Hashes) -> int:
+        """Nobody will ask for these pages again, uint8 [n, 16]; how many were held.
+
+        They leave the index now and the pool with their last user; `evicted` tells of them.
+        """
+        core = self._loaded.core
+        with core.lock:
+            held = core.scheduler.forget(np.ascontiguousarray(hashes, np.uint8))
+            if held:
+                core.wake()
+        return held
+
     def prefill_lost(self, request_id: str, attempt: int) -> bool:
         """An Await attempt computes what has not arrived; False when it is not awaiting."""
         core = self._loaded.core
@@ -293,6 +312,7 @@ class Engine:
             max_running=self.config.max_running,
             vocab_size=loaded.ranks.local.vocab_size,
             pool=pool,
+            why_alone=loaded.core.why_alone,
         )
 
     @property

@@ -91,7 +91,12 @@ def _poison(core: EngineCore, live: LiveRequest, outcome: Outcome) -> None:
         core.fail(
             live,
             FailReason.NUMERIC,
-            f"the logits at position {live.next_position} hold NaN or infinity",
+            f"no token can be chosen at position {live.next_position}: "
+            + (
+                "the logits hold NaN or infinity"
+                if live.request.sampling.grammar is None
+                else "the grammar allows none, or the logits hold NaN or infinity"
+            ),
         )
 
 

@@ -17,6 +17,7 @@ from baton_engine.choosing import Outcome, TokenChooser
 from baton_engine.core import EngineCore, Outbox, now_us, stack_hashes
 from baton_engine.events import FailReason, PoolState, StepEvents, StepTimes
 from baton_engine.planning import FetchOrder, note_plan, step_input
+from baton_engine.poison import FreePagePoison
 from baton_engine.ports import Sampler, StopMatcher
 from baton_engine.settling import cancel_silent_rows, note_sealed, note_tokens
 from baton_scheduler import Step
@@ -57,8 +58,10 @@ class StepLoop:
         stops: StopMatcher,
         publish: Callable[[Published], None],
         max_slots: int,
+        poison: FreePagePoison | None = None,
     ) -> None:
         self._core = core
+        self._poison = poison
         self._runner = runner
         self._chooser = TokenChooser(core, sampler, stops, max_slots)
         self._publish = publish
@@ -94,8 +97,13 @@ class StepLoop:
                 raise RanksLost(core.failure)
             core.take_changed()
             started = now_us()
+            if self._poison is not None:
+                self._poison.fill_free(core.scheduler)
             step = core.scheduler.plan(started)
             fetches = note_plan(core, step)
+            if self._poison is not None:
+                for order in fetches:
+                    self._poison.fill_targets(order.pages)
             plan_us = now_us() - started
         self._chooser.drop(step.slot_resets)
         times = None

@@ -25,6 +25,7 @@ from baton_scheduler._core import (
     transitions,
 )
 from baton_scheduler.fsm import fsm_mermaid, fsm_table
+from baton_scheduler.keys import cache_key
 
 __all__ = [
     "Admission",
@@ -43,6 +44,7 @@ __all__ = [
     "Stats",
     "Step",
     "Verdict",
+    "cache_key",
     "fsm_mermaid",
     "fsm_table",
     "page_hashes",

@@ -99,12 +99,16 @@ class Config:
         max_context: int,
         max_waiting: int,
         hold_us: int,
+        max_draft_tokens: int = 0,
         side_groups: Sequence[CacheGroup] = (),
+        host_pages: int = 0,
     ) -> None:
         """max_running: slots (fetching, prefilling and decoding requests). max_step_tokens: token
         budget of a step, at least max_running. max_waiting: queued requests before QUEUE_FULL.
         hold_us: how long Prefilled pages wait for their reader. num_pages: of group 0, full
-        attention. side_groups: the groups beside it, numbered from 1. Raises ValueError."""
+        attention. max_draft_tokens: guesses a row may carry, at most 64; 0 with side_groups.
+        side_groups: the groups beside it, numbered from 1. host_pages: of the
+        host tier; 0: there is none. Raises ValueError."""
     role: Role
     page_size: int
     num_pages: int
@@ -114,7 +118,9 @@ class Config:
     max_context: int
     max_waiting: int
     hold_us: int
+    max_draft_tokens: int
     side_groups: list[CacheGroup]
+    host_pages: int
 
 class PoolStats:
     """Pages of one group, as in Stats."""
@@ -150,11 +156,15 @@ class Stats:
     parked: int
     draining: int
     leases: int
+    offloading: int
+    """Pages on their way to the host tier."""
     computed_tokens: int
     """Prompt tokens computed here (recomputation after retraction included)."""
     generated_tokens: int
     reused_tokens: int
     """Prompt tokens found in local pages at admission."""
+    restored_tokens: int
+    """Tokens that arrived from the host tier."""
     fetched_tokens: int
     """Prompt tokens that arrived from peers."""
     retractions: int
@@ -177,8 +187,9 @@ class Step:
     """
 
     rows: NDArray[np.int32]
-    """[R, 6]: slot, query_tokens, context_tokens (in KV before this step), samples (0/1),
-    token_offset (into token_ids), kind. Decode rows come first."""
+    """[R, 6]: slot, query_tokens, context_tokens (in KV before this step), samples (how many of its
+    last tokens want logits: 0, 1, or 1 + guesses), token_offset (into token_ids), kind. Decode rows
+    come first."""
     requests: NDArray[np.uint64]
     """[R]"""
     token_ids: NDArray[np.int32]
@@ -203,6 +214,16 @@ class Step:
     """[F, 2]: page_index, target page"""
     fetch_hashes: NDArray[np.uint8]
     """[F, 16]"""
+    restore_requests: NDArray[np.uint64]
+    """[N]: start copying these from the host tier, and report as of a fetch: `pages_arrived`, and
+    one `fetch_ended` when restores and fetches of the request are all over. A request's restored
+    pages come before its fetched ones."""
+    restore_pages: NDArray[np.int32]
+    """[N, 3]: page_index, host page, target page"""
+    offloads: NDArray[np.uint64]
+    """[O]: copy these to the host tier; end each by `offload_ended`."""
+    offload_pages: NDArray[np.int32]
+    """[O, 2]: page, host page"""
     admitted_requests: NDArray[np.uint64]
     """[A]: got a slot now; a retracted request appears again when it is readmitted. An AWAIT
     request listed here waits for `fetch_ended` even if it has no fetch entries."""
@@ -278,13 +299,26 @@ class Scheduler:
         park."""
     def renew_park(self, request: int, deadline_us: int) -> Reply:
         """A Parked request is kept until deadline_us instead. REJECTED while its turn runs."""
+    def draft(self, request: int, position: int, tokens: NDArray[np.int32]) -> Reply:
+        """Guesses [k] at the tokens from `position` on (prompt and output counted), for the next
+        plan to verify; k is at most max_draft_tokens. IGNORED when the request is past `position`
+        or decodes no more; REJECTED before its last token is known or while a step has a row of
+        it. The plan takes as many as budget and free pages allow: nobody makes room for them."""
     def plan(self, now_us: int) -> Step:
         """Also expires leases and holds. ValueError while a step with rows is in flight."""
     def complete(
-        self, step: Step, tokens: NDArray[np.int32], flags: NDArray[np.uint8], now_us: int
+        self,
+        step: Step,
+        tokens: NDArray[np.int32],
+        flags: NDArray[np.uint8],
+        now_us: int,
+        *,
+        accepted: NDArray[np.int32] | None = None,
     ) -> Completion:
-        """One entry per sampling row, in row order. flags: 0 go on, 1 finish after this token,
-        2 poisoned (fail the request, token ignored). All of it is checked before any is applied."""
+        """flags [L]: for each sampling row, in row order, 0 go on, 1 finish after its last token,
+        2 poisoned (fail the request, tokens ignored). accepted [L]: how many tokens the row brings,
+        1 to its samples; all but the last must be the guesses it was fed; None: 1 each.
+        tokens [sum of accepted]. All of it is checked before any is applied."""
     def abandon(self, step: Step) -> None:
         """The step did not happen (the forward failed): no row advanced, no page was sealed; its
         requests are planned again unless they are cancelled. Raises ValueError as `complete`."""
@@ -299,6 +333,10 @@ class Scheduler:
         HAND_OVER compute on from what arrived. AWAIT with everything arrived and a first token
         decodes on; otherwise it computes here what is missing. finish: the first token ends the
         request (eos)."""
+    def offload_ended(self, offload: int, complete: bool) -> Reply:
+        """TERMINAL for the copy: neither page is touched by it any more. complete: the host page
+        holds what the page held, and is found from now on."""
+    def host_stats(self) -> PoolStats: ...
     def grant(self, hashes: NDArray[np.uint8], now_us: int, ttl_us: int, group: int = 0) -> Lease:
         """hashes: [n, 16], all of one group. Leases the longest held prefix of them."""
     def renew(self, lease: int, now_us: int, ttl_us: int) -> bool:
@@ -307,6 +345,10 @@ class Scheduler:
         """VALID: the pages could not change from grant until now."""
     def handed_over(self, request: int) -> Reply:
         """The reader has everything: Prefilled -> Finished."""
+    def forget(self, hashes: NDArray[np.uint8]) -> int:
+        """hashes: [n, 16]. Their session is over: none of these full pages is found again. Unused
+        ones are free at once, others with their last user. How many were held. The next plan
+        lists them in `evicted_hashes`."""
     def lookup(self, tokens: NDArray[np.int32], key: bytes) -> int:
         """Tokens of this prompt held as full pages (a prefix), and usable in every group."""
     def pool_stats(self, group: int) -> PoolStats: ...
@@ -318,6 +360,8 @@ class Scheduler:
         """Name of the request's state; None when it is gone."""
     def pages(self, request: int, group: int = 0) -> NDArray[np.int32]:
         """The request's pages in token order, empty if it holds none. For tests."""
+    def free_pages(self) -> NDArray[np.int32]:
+        """Pages that hold nothing and belong to nobody. For debugging."""
     def check_invariants(self) -> str:
         """Empty when every invariant holds, else what is broken. Walks everything: for tests."""
 

@@ -31,26 +31,43 @@ struct PyLease {
   throw nb::value_error(text.c_str());
 }
 
-[[noreturn]] void refuse(Misuse misuse, const Step& step, std::size_t tokens, std::size_t flags) {
+[[noreturn]] void refuse(Refusal refusal, const Step& step, std::size_t tokens, std::size_t flags,
+                         std::span<const std::int32_t> accepted) {
   const std::string name = "step " + std::to_string(step.sequence());
+  if (refusal.misuse == Misuse::kSpent) {
+    refuse(name + " was completed or abandoned before: a step is completed once");
+  }
+  if (refusal.misuse == Misuse::kForeign) {
+    refuse(name + " belongs to another scheduler: complete it there");
+  }
   const std::string rows = std::to_string(step.plan().sampling_rows);
-  switch (misuse) {
-    case Misuse::kSpent:
-      refuse(name + " was completed or abandoned before: a step is completed once");
-    case Misuse::kForeign:
-      refuse(name + " belongs to another scheduler: complete it there");
+  const std::string row = "sampling row " + std::to_string(refusal.row) + " of " + name;
+  const std::string count =
+      accepted.empty() ? std::string("1") : std::to_string(accepted[refusal.row]);
+  switch (refusal.misuse) {
     case Misuse::kTokenCount:
       refuse("tokens has " + std::to_string(tokens) + " entries: " + name + " has " + rows +
-             " sampling rows, and takes one token for each");
+             " sampling rows, and takes for each the tokens that are accepted, one unless said");
     case Misuse::kFlagCount:
       refuse("flags has " + std::to_string(flags) + " entries: " + name + " has " + rows +
              " sampling rows, and takes one flag for each");
+    case Misuse::kAcceptedCount:
+      refuse("accepted has " + std::to_string(accepted.size()) + " entries: " + name + " has " +
+             rows + " sampling rows, and takes one count for each");
     case Misuse::kToken:
-      refuse("tokens has a negative token id: flag the row 2 (poisoned) if it has none");
+      refuse("tokens has a negative token id in " + row +
+             ": flag the row 2 (poisoned) if it has none");
     case Misuse::kFlag:
-      refuse("flags has a value above 2: 0 go on, 1 finish, 2 poisoned");
+      refuse("flags has a value above 2 for " + row + ": 0 go on, 1 finish, 2 poisoned");
+    case Misuse::kAccepted:
+      refuse("accepted is " + count + " for " + row +
+             ": must be at least 1 and at most the samples that were planned for it");
+    case Misuse::kNotDrafted:
+      refuse("tokens has another token than was drafted in " + row +
+             ": all accepted tokens but the last are those that the row was fed");
+    default:
+      refuse(name + " was refused");
   }
-  refuse(name + " was refused");
 }
 
 std::size_t count(std::int64_t value, const char* name, std::int64_t least) {
@@ -105,18 +122,20 @@ nb::object plan(nb::handle self, Micros now) {
 }
 
 nb::object complete(nb::handle self, PyStep& step, const nb::object& tokens,
-                    const nb::object& flags, Micros now) {
+                    const nb::object& flags, Micros now, const nb::object& accepted) {
   const auto ids = int32_vector(tokens, "tokens");
   const auto row_flags = uint8_vector(flags, "flags");
-  auto outcome = nb::cast<Scheduler&>(self).complete(step.step, ids, row_flags, now);
-  if (const Misuse* misuse = std::get_if<Misuse>(&outcome)) {
-    refuse(*misuse, step.step, ids.size(), row_flags.size());
+  std::span<const std::int32_t> counts;
+  if (!accepted.is_none()) counts = int32_vector(accepted, "accepted");
+  auto outcome = nb::cast<Scheduler&>(self).complete(step.step, ids, row_flags, now, counts);
+  if (const Refusal* refusal = std::get_if<Refusal>(&outcome)) {
+    refuse(*refusal, step.step, ids.size(), row_flags.size(), counts);
   }
   return nb::cast(PyCompletion{*std::get_if<const Completion*>(&outcome), nb::borrow(self)});
 }
 
 void abandon(Scheduler& self, PyStep& step) {
-  if (const auto misuse = self.abandon(step.step)) refuse(*misuse, step.step, 0, 0);
+  if (const auto misuse = self.abandon(step.step)) refuse({*misuse}, step.step, 0, 0, {});
 }
 
 std::size_t group_of(const Scheduler& scheduler, std::int64_t group) {
@@ -186,6 +205,10 @@ void bind_step(nb::module_& m) {
       .def_prop_ro("fetch_requests", plan_view<std::uint64_t, 1, &Plan::fetch_requests>)
       .def_prop_ro("fetch_pages", plan_view<std::int32_t, 2, &Plan::fetch_pages>)
       .def_prop_ro("fetch_hashes", plan_view<std::uint8_t, 16, &Plan::fetch_hashes>)
+      .def_prop_ro("restore_requests", plan_view<std::uint64_t, 1, &Plan::restore_requests>)
+      .def_prop_ro("restore_pages", plan_view<std::int32_t, 3, &Plan::restore_pages>)
+      .def_prop_ro("offloads", plan_view<std::uint64_t, 1, &Plan::offloads>)
+      .def_prop_ro("offload_pages", plan_view<std::int32_t, 2, &Plan::offload_pages>)
       .def_prop_ro("admitted_requests", plan_view<std::uint64_t, 1, &Plan::admitted_requests>)
       .def_prop_ro("admitted", plan_view<std::int32_t, 2, &Plan::admitted>)
       .def_prop_ro("started_requests", plan_view<std::uint64_t, 1, &Plan::started_requests>)
@@ -226,9 +249,25 @@ void bind_scheduler(nb::module_& m) {
            nb::arg("fork_of").none() = nb::none(), nb::arg("now_us"))
       .def("cancel", &Scheduler::cancel, nb::arg("request"))
       .def("renew_park", &Scheduler::renew_park, nb::arg("request"), nb::arg("deadline_us"))
+      .def(
+          "draft",
+          [](Scheduler& self, RequestId request, std::int64_t position, const nb::object& tokens) {
+            const auto ids = int32_vector(tokens, "tokens");
+            for (const Token id : ids) {
+              if (id < 0) {
+                refuse("tokens has " + std::to_string(id) + ": token ids are not negative");
+              }
+            }
+            if (ids.size() > self.config().max_draft_tokens) {
+              refuse("tokens has " + std::to_string(ids.size()) + " entries: max_draft_tokens is " +
+                     std::to_string(self.config().max_draft_tokens));
+            }
+            return self.draft(request, count(position, "position", 1), ids);
+          },
+          nb::arg("request"), nb::arg("position"), nb::arg("tokens"))
       .def("plan", plan, nb::arg("now_us"))
       .def("complete", complete, nb::arg("step"), nb::arg("tokens"), nb::arg("flags"),
-           nb::arg("now_us"))
+           nb::arg("now_us"), nb::kw_only(), nb::arg("accepted").none() = nb::none())
       .def("abandon", abandon, nb::arg("step"))
       .def(
           "pages_arrived",
@@ -249,11 +288,19 @@ void bind_scheduler(nb::module_& m) {
           },
           nb::arg("request"), nb::arg("first_token").none(), nb::arg("now_us"), nb::kw_only(),
           nb::arg("finish") = false)
+      .def("offload_ended", &Scheduler::offload_ended, nb::arg("offload"), nb::arg("complete"))
+      .def("host_stats", &Scheduler::host_stats)
       .def("grant", grant, nb::arg("hashes"), nb::arg("now_us"), nb::arg("ttl_us"),
            nb::arg("group") = 0)
       .def("renew", &Scheduler::renew, nb::arg("lease"), nb::arg("now_us"), nb::arg("ttl_us"))
       .def("release", &Scheduler::release, nb::arg("lease"), nb::arg("now_us"))
       .def("handed_over", &Scheduler::handed_over, nb::arg("request"))
+      .def(
+          "forget",
+          [](Scheduler& self, const nb::object& hashes) {
+            return self.forget(digests(hashes, "hashes"));
+          },
+          nb::arg("hashes"))
       .def(
           "lookup",
           [](const Scheduler& self, const nb::object& tokens, const nb::bytes& key) {
@@ -278,6 +325,13 @@ void bind_scheduler(nb::module_& m) {
             return copy<std::int32_t, 1>(self.pages_of(request, group_of(self, group)));
           },
           nb::arg("request"), nb::arg("group") = 0)
+      .def("free_pages",
+           [](const Scheduler& self) {
+             std::vector<std::int32_t> ids;
+             ids.reserve(self.free_pages().size());
+             for (const PageId page : self.free_pages()) ids.push_back(raw(page));
+             return copy<std::int32_t, 1>(ids);
+           })
       .def(
           "pool_stats",
           [](const Scheduler& self, std::int64_t group) {

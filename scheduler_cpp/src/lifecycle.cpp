@@ -44,6 +44,20 @@ std::string Config::problem() const {
              std::to_string(least) + ", what one request needs, and at most 2^30 - 1";
     }
   }
+  if (host_pages > 0 && !side_groups.empty()) {
+    return "host_pages is " + std::to_string(host_pages) +
+           " with side_groups: the host tier keeps pages of full attention alone";
+  }
+  if (host_pages > 0x3fffffff) {
+    return "host_pages is " + std::to_string(host_pages) + ": must be at most 2^30 - 1";
+  }
+  if (max_draft_tokens > 64) {
+    return "max_draft_tokens is " + std::to_string(max_draft_tokens) + ": must be at most 64";
+  }
+  if (max_draft_tokens > 0 && !side_groups.empty()) {
+    return "max_draft_tokens is " + std::to_string(max_draft_tokens) +
+           " with side_groups: a window or a state cannot take back a token; must be 0";
+  }
   if (hold_us < 0) return "hold_us is " + std::to_string(hold_us) + ": must not be negative";
   return {};
 }
@@ -52,6 +66,7 @@ Scheduler::Scheduler(const Config& config)
     : config_(config),
       snapshot_interval_(config.snapshot_interval()),
       pool_(config.num_pages),
+      host_(config.host_pages),
       slots_(config.max_running, next_.slot_resets) {
   const std::size_t groups = 1 + config.side_groups.size();
   for (const SideGroup& group : config.side_groups) {
@@ -144,6 +159,22 @@ Reply Scheduler::renew_park(RequestId request, Micros deadline) {
   return reply;
 }
 
+Reply Scheduler::draft(RequestId request, std::size_t position, std::span<const Token> tokens) {
+  Record* record = find(request);
+  if (!record) return Reply::kIgnored;
+  const Reply reply = kTable.answer<Drafted>(record->state);
+  if (reply != Reply::kAccepted) return reply;
+  Decoding& decoding = record->as<Decoding>();
+  if (position < decoding.sequence().tokens.size()) return Reply::kIgnored;
+  // Not beyond its last token, not while a step verifies what was guessed before.
+  if (position > decoding.sequence().tokens.size() || record->claims() > 0 ||
+      tokens.size() > config_.max_draft_tokens) {
+    return Reply::kRejected;
+  }
+  decoding.on(Drafted{tokens});
+  return reply;
+}
+
 // ---------------------------------------------------------------- fetches
 
 Reply Scheduler::pages_arrived(RequestId request, std::size_t first_index, std::size_t count) {
@@ -162,7 +193,8 @@ Reply Scheduler::pages_arrived(RequestId request, std::size_t first_index, std::
       fetched_tokens_ += sequence.tokens.size() - index * config_.page_size;
       continue;
     }
-    fetched_tokens_ += config_.page_size;
+    const bool restored = index - fetching.restored_first() < fetching.restored().size();
+    (restored ? restored_tokens_ : fetched_tokens_) += config_.page_size;
     const PageId before = fetching.pages()[index];
     const PageId after = fetching.seal_next();
     if (before != after) {
@@ -192,8 +224,7 @@ Reply Scheduler::fetch_ended(RequestId request, std::optional<Token> first_token
   }
 
   Fetching& fetching = record->as<Fetching>();
-  const Sequence& sequence = fetching.sequence();
-  if (sequence.goal == Goal::kAwait && first_token && fetching.complete()) {
+  if (first_token && fetching.complete()) {
     next_.started_requests.push_back(request);
     ++generated_tokens_;
     become(*record, std::move(fetching).on(FetchCompleted{*first_token}));
@@ -215,6 +246,13 @@ Reply Scheduler::fetch_ended(RequestId request, std::optional<Token> first_token
 }
 
 // ---------------------------------------------------------------- the holder's side
+
+std::size_t Scheduler::forget(std::span<const Digest> identities) {
+  std::size_t held = 0;
+  // The last page of a chain first: so its pages join the free list as they would by eviction.
+  for (std::size_t i = identities.size(); i-- > 0;) held += pool_.forget(identities[i]);
+  return held;
+}
 
 LeaseId Scheduler::grant(std::span<const Digest> identities, Micros now, Micros ttl,
                          std::vector<std::int32_t>& pages, std::size_t group) {

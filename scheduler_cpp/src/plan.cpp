@@ -10,11 +10,14 @@ Step Scheduler::plan(Micros now) {
   ++plans_;
   expire(now_);
   budget_ = config_.max_step_tokens;
+  const std::size_t decodes = population_[kStateIndex<Decoding>];
+  draft_budget_ = budget_ - std::min(budget_, decodes);
   plan_decodes();
   chunk_budget_ =
       config_.role == Role::kDecode ? std::min(budget_, config_.max_chunk_tokens) : budget_;
   plan_chunks();
   plan_admissions();
+  plan_offloads();
   std::swap(next_.evicted_hashes, pool_.evicted());
   for (const auto& side : side_pools_) side->take_evicted(next_.evicted_hashes);
   std::swap(next_, current_);
@@ -58,7 +61,8 @@ void Scheduler::plan_decodes() {
     }
     if (record->as<Decoding>().needs_page() && !give_page(*record, i)) continue;
     if (!side_pools_.empty() && !give_window_page(*record)) continue;
-    add_decode_row(*record);
+    const bool guesses = !record->as<Decoding>().draft().empty();
+    add_decode_row(*record, guesses ? reserve_draft(*record) : 0);
   }
 }
 
@@ -73,11 +77,30 @@ bool Scheduler::give_page(Record& record, std::size_t index) {
     if (!victim) return false;
     page = pool_.allocate();
   }
-  Decoding& decoding = record.as<Decoding>();
-  next_.page_deltas.push_back(
-      {raw(decoding.slot()), static_cast<std::int32_t>(decoding.pages().size()), raw(page->id())});
-  decoding.grow(std::move(*page));
+  grow(record.as<Decoding>(), std::move(*page));
   return true;
+}
+
+void Scheduler::grow(Decoding& decoding, OwnedPage&& page) {
+  next_.page_deltas.push_back(
+      {raw(decoding.slot()), static_cast<std::int32_t>(decoding.pages().size()), raw(page.id())});
+  decoding.grow(std::move(page));
+}
+
+// How many guesses a row can carry. Nobody makes room for guesses: they take tokens that no decode
+// needs, and pages that are free or evictable while a page for every decode remains.
+std::size_t Scheduler::reserve_draft(Record& record) {
+  Decoding& decoding = record.as<Decoding>();
+  const Sequence& sequence = decoding.sequence();
+  const std::size_t useful = sequence.max_new_tokens - sequence.generated() - 1;
+  std::size_t drafted = std::min({decoding.draft().size(), useful, draft_budget_});
+  const std::size_t end = decoding.computed() + 1 + drafted;
+  while (decoding.capacity() < end && pool_.available() > population_[kStateIndex<Decoding>]) {
+    grow(decoding, *pool_.allocate());
+  }
+  drafted = std::min(drafted, decoding.capacity() - decoding.computed() - 1);
+  draft_budget_ -= drafted;
+  return drafted;
 }
 
 // The same in the window groups.
@@ -99,16 +122,19 @@ Record* Scheduler::youngest_after(std::size_t index) const {
   return nullptr;
 }
 
-void Scheduler::add_decode_row(Record& record) {
+void Scheduler::add_decode_row(Record& record, std::size_t drafted) {
   Decoding& decoding = record.as<Decoding>();
-  next_.rows.push_back({raw(decoding.slot()), 1, static_cast<std::int32_t>(decoding.computed()), 1,
+  const auto tokens = static_cast<std::int32_t>(1 + drafted);
+  next_.rows.push_back({raw(decoding.slot()), tokens,
+                        static_cast<std::int32_t>(decoding.computed()), tokens,
                         static_cast<std::int32_t>(next_.token_ids.size()), RowKind::kDecode});
   next_.requests.push_back(record.id);
   next_.token_ids.push_back(decoding.last_token());
+  for (const Token guess : decoding.draft().first(drafted)) next_.token_ids.push_back(guess);
   ++next_.sampling_rows;
   if (snapshot_interval_) add_state_row(decoding.sides(), decoding.computed(), 1, !record.claims());
-  steps_.spare().rows.emplace_back(record, 1, true);
-  --budget_;
+  steps_.spare().rows.emplace_back(record, tokens, true, drafted);
+  budget_ -= 1 + drafted;
 }
 
 std::size_t Scheduler::chunk_limit() const {

@@ -79,6 +79,12 @@ std::vector<Named> configurations() {
                  {small_config(6, 3, 2, Role::kFused),
                   {parked(script({0, 0, 1}, 3, generate)), forked(script({}, 2, generate), 1),
                    forked(script({1}, 2, hand_over), 1), forked(script({2}, 2, generate), 3)}}});
+  Config guessing = small_config(5, 2, 4, Role::kDecode);
+  guessing.max_draft_tokens = 3;
+  all.push_back({"guesses: 3 requests, 5 pages",
+                 {guessing,
+                  {script({0, 0}, 5, generate), forked(script({1}, 4, generate), 1),
+                   parked(script({1, 1}, 5, generate))}}});
   all.push_back({"everything at once: 4 requests, 4 pages",
                  {small_config(4, 2, 1, Role::kFused),
                   {script({0, 0, 0}, 3, generate), script({0, 0}, 2, await),
@@ -87,6 +93,18 @@ std::vector<Named> configurations() {
     config.side_groups = std::move(groups);
     return config;
   };
+  const auto with_host = [](Config config, std::size_t pages) {
+    config.host_pages = pages;
+    return config;
+  };
+  all.push_back({"a host tier: 3 requests, 5 pages",
+                 {with_host(small_config(5, 2, 2, Role::kFused), 3),
+                  {script({0, 0, 1, 1, 2}, 2, generate), script({0, 0, 1, 1, 2}, 3, generate),
+                   script({1, 1, 1, 1}, 2, generate)}}});
+  all.push_back({"a scarce host tier, fetches and retractions",
+                 {with_host(small_config(4, 2, 2, Role::kDecode), 2),
+                  {script({0, 0, 1}, 4, await), script({0, 0, 1, 1, 2}, 2, generate, 2),
+                   script({1, 1}, 4, generate)}}});
   all.push_back({"a window beside full attention: 3 requests",
                  {beside(small_config(6, 3, 3, Role::kFused), {window(3, 3)}),
                   {script({0, 0, 1, 1, 2}, 3, generate), script({0, 0, 1, 1}, 2, generate),

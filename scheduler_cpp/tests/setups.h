@@ -61,6 +61,10 @@ inline Setup random_setup(Random& random) {
     group.pages = group.least_pages(setup.config.page_size) + random.below(6);
     setup.config.side_groups.push_back(group);
   }
+  if (setup.config.side_groups.empty() && random.below(2)) {
+    setup.config.host_pages = 1 + random.below(8);
+  }
+  if (!beside && random.below(3) == 0) setup.config.max_draft_tokens = 1 + random.below(4);
   const std::size_t requests = 2 + random.below(6);
   for (std::size_t i = 0; i < requests; ++i) {
     Script script;

@@ -45,6 +45,29 @@ TEST(moving_a_handle_moves_the_page) {
   CHECK_EQ(pool.owned(), 1);
 }
 
+TEST(a_forgotten_page_is_free_at_once_or_with_its_last_user) {
+  PagePool pool(3);
+  cache(pool, 1);
+  const PageId used = cache(pool, 2);
+  {
+    const auto user = pool.find(digest(2));
+    CHECK(pool.forget(digest(1)));
+    CHECK(pool.forget(digest(2)));
+    CHECK(!pool.forget(digest(2)));
+    CHECK(!pool.forget(digest(3)));
+    CHECK(!pool.find(digest(2)));
+    CHECK_EQ(user->id(), used);
+    CHECK_EQ(pool.free(), 2);
+    // The same content again, while the forgotten page still has its user.
+    cache(pool, 2);
+    CHECK(pool.holds(digest(2)));
+  }
+  CHECK_EQ(pool.free(), 2);
+  CHECK_EQ(pool.cached(), 1);
+  CHECK(pool.evicted() == std::vector({digest(1), digest(2)}));
+  CHECK_EQ(pool.audit({0, 0, 0}), std::string_view());
+}
+
 TEST(sealed_pages_are_kept_and_evicted_coldest_first) {
   PagePool pool(3);
   for (std::uint64_t content = 1; content <= 3; ++content) cache(pool, content);

@@ -16,8 +16,9 @@ std::uint64_t mix(std::uint64_t a, std::uint64_t b) {
 
 std::string text(const Event& event) {
   static const char* const names[] = {
-      "submit",     "plan",  "complete", "abandon",     "cancel",     "arrive", "fetch-done",
-      "fetch-lost", "grant", "release",  "handed-over", "renew-park", "tick",   "stray"};
+      "submit",     "plan",       "complete",     "abandon",      "cancel",      "arrive",
+      "fetch-done", "fetch-lost", "grant",        "release",      "handed-over", "renew-park",
+      "draft",      "tick",       "offload-done", "offload-lost", "stray"};
   return std::string(names[static_cast<int>(event.kind)]) + " " + std::to_string(event.a);
 }
 
@@ -29,6 +30,7 @@ World::World(const Setup& setup)
               std::vector<std::vector<std::int32_t>>(setup.config.max_running)),
       remote_writer_(setup.config.num_pages, -1) {
   const std::vector<Tag> blank(setup.config.page_size, kGarbage);
+  host_contents_.assign(setup.config.host_pages, blank);
   contents_.emplace_back(setup.config.num_pages, blank);
   for (const SideGroup& group : setup.config.side_groups) {
     contents_.emplace_back(group.pages, blank);
@@ -43,7 +45,7 @@ SipKey World::key(int request) const {
   return {setup_.scripts[static_cast<std::size_t>(request)].tenant, 7};
 }
 
-void World::append(Request& request, Token token, std::uint64_t tenant) {
+void World::append(Request& request, Token token, std::uint64_t tenant) const {
   const Tag before = request.tags.empty() ? mix(tenant, 99) : request.tags.back();
   request.tokens.push_back(token);
   request.tags.push_back(mix(before, static_cast<std::uint64_t>(token)));
@@ -98,9 +100,15 @@ bool World::is_enabled(Event event) const {
       return known && scheduler_.state_of(a + 1) == "Prefilled";
     case Kind::kRenewPark:
       return known && is_parked(a);
+    case Kind::kDraft:
+      return known && !step_ && setup_.config.max_draft_tokens > 0 &&
+             scheduler_.state_of(a + 1) == "Decoding" && requests_[a].draft.empty();
     case Kind::kTick:
       return event.a == 0 || !leases_.empty() || scheduler_.stats().prefilled > 0 ||
              scheduler_.stats().parked > 0;
+    case Kind::kOffloadDone:
+    case Kind::kOffloadLost:
+      return a < offloads_.size();
     case Kind::kStray:
       return known && requests_[a].submitted && !fetches_.contains(event.a);
   }
@@ -128,7 +136,10 @@ std::vector<Event> World::enabled() const {
   offer(Kind::kRelease, leases_.size());
   offer(Kind::kHandedOver, n);
   offer(Kind::kRenewPark, n);
+  offer(Kind::kDraft, n);
   if (is_enabled({Kind::kTick, 1})) events.push_back({Kind::kTick, 1});
+  offer(Kind::kOffloadDone, offloads_.size());
+  offer(Kind::kOffloadLost, offloads_.size());
   offer(Kind::kStray, n);
   return events;
 }
@@ -149,6 +160,24 @@ void World::do_submit(int a) {
       scheduler_.submit({static_cast<RequestId>(a + 1), request.tokens, script.max_new_tokens,
                          key(a), script.goal, script.fetch_pages, terms});
   request.over = admission != Admission::kAccepted;
+}
+
+void World::do_draft(int a) {
+  Request& request = requests_[static_cast<std::size_t>(a)];
+  const std::size_t most = setup_.config.max_draft_tokens;
+  Request ahead = request;
+  for (std::size_t i = 0; i < most; ++i) {
+    const Token right = next_token(ahead, ahead.tokens.size() - 1);
+    request.draft.push_back(2 * i < most ? right : right ^ 1);
+    append(ahead, request.draft.back(), 0);
+  }
+  const std::size_t position = request.tokens.size();
+  const auto id = static_cast<RequestId>(a + 1);
+  if (scheduler_.draft(id, position + 1, request.draft) != Reply::kRejected ||
+      scheduler_.draft(id, position - 1, request.draft) != Reply::kIgnored ||
+      scheduler_.draft(id, position, request.draft) != Reply::kAccepted) {
+    fail("a draft was answered wrongly");
+  }
 }
 
 bool World::apply(Event event) {
@@ -197,8 +226,15 @@ bool World::apply(Event event) {
         fail("a park was not renewed");
       }
       break;
+    case Kind::kDraft:
+      do_draft(a);
+      break;
     case Kind::kTick:
       now_ += a ? kLongTime : 1;
+      break;
+    case Kind::kOffloadDone:
+    case Kind::kOffloadLost:
+      do_offload_end(static_cast<std::size_t>(a), event.kind == Kind::kOffloadDone);
       break;
     case Kind::kStray:
       do_stray(a);

@@ -54,6 +54,11 @@ class Shape:
     num_pages: int = 512
     routing: dict[str, Any] = field(default_factory=dict)
     worker: dict[str, Any] = field(default_factory=dict)
+    prefill_worker: dict[str, Any] = field(default_factory=dict)  # on top of `worker`
+    limits: dict[str, Any] = field(default_factory=dict)  # the router's
+    router: dict[str, Any] = field(default_factory=dict)  # further keys of its section
+    kvstore: dict[str, Any] = field(default_factory=dict)
+    gateway: bool = False  # SMG in front
 
 
 @dataclass
@@ -90,6 +95,7 @@ class Cluster:
             "kvstore",
             *(f"prefill-{i}" for i in range(shape.prefill)),
             *(f"decode-{i}" for i in range(shape.decode)),
+            *(["gateway"] if shape.gateway else []),
         ]
         ports = iter(free_ports(2 * len(names)))
         section: dict[str, dict[str, Any]] = {
@@ -104,9 +110,9 @@ class Cluster:
                 "dtype": "float32",
                 "page_size": shape.page_size,
             },
-            "kvstore": {**section["kvstore"], "capacity_mb": 32},
+            "kvstore": {**section["kvstore"], "capacity_mb": 32, **shape.kvstore},
             "prefill": [
-                {"name": name, **section[name], **worker}
+                {"name": name, **section[name], **worker, **shape.prefill_worker}
                 for name in names
                 if name.startswith("prefill")
             ],
@@ -115,14 +121,20 @@ class Cluster:
                 for name in names
                 if name.startswith("decode")
             ],
-            "router": {**section["router"], "routing": shape.routing},
+            "router": {
+                **section["router"],
+                "routing": shape.routing,
+                "limits": shape.limits,
+                **shape.router,
+            },
+            "gateway": {**section["gateway"], "drain_s": 1} if shape.gateway else None,
         }
 
     # ---- processes
 
     def section(self, name: str) -> dict[str, Any]:
         """The configuration of one process."""
-        if name in ("router", "kvstore"):
+        if name in ("router", "kvstore", "gateway"):
             return dict(self.config[name])
         role = name.split("-")[0]
         return dict(next(part for part in self.config[role] if part["name"] == name))
@@ -133,7 +145,8 @@ class Cluster:
 
     def start(self, names: Iterable[str] | None = None) -> None:
         """Starts the processes and waits until each reports SERVING."""
-        wanted = list(names) if names is not None else ["kvstore", *self.workers, "router"]
+        front = ["router", *(["gateway"] if self.shape.gateway else [])]
+        wanted = list(names) if names is not None else ["kvstore", *self.workers, *front]
         for name in wanted:
             self._spawn(name)
         for name in wanted:
@@ -154,6 +167,8 @@ class Cluster:
         """Waits for grpc.health.v1 SERVING; returns the seconds it took."""
         begun = time.monotonic()
         address = self.section(name)["listen"]
+        if name == "gateway":
+            return self._wait_http(f"http://{address}/readiness", begun + seconds) - begun
         with grpc.insecure_channel(address, options=RECONNECT) as channel:
             stub = health_pb2_grpc.HealthStub(channel)
             while time.monotonic() - begun < seconds:
@@ -169,6 +184,18 @@ class Cluster:
                 time.sleep(0.05)
         raise RuntimeError(f"{name} not serving after {seconds} s:\n{self.log(name)[-4000:]}")
 
+    def _wait_http(self, url: str, deadline: float) -> float:
+        while time.monotonic() < deadline:
+            code = self.processes["gateway"].poll()
+            if code is not None:
+                raise RuntimeError(f"gateway exited with {code}:\n{self.log('gateway')[-4000:]}")
+            try:
+                with urllib.request.urlopen(url, timeout=1.0):
+                    return time.monotonic()
+            except OSError:  # not there yet, or 503
+                time.sleep(0.05)
+        raise RuntimeError(f"gateway not ready:\n{self.log('gateway')[-4000:]}")
+
     def log(self, name: str) -> str:
         return (self.directory / f"{name}.log").read_text(errors="replace")
 
@@ -178,13 +205,22 @@ class Cluster:
         process.send_signal(signal.SIGKILL)
         process.wait(timeout=STOP_SECONDS)
 
+    def pause(self, name: str) -> None:
+        """SIGSTOP."""
+        self.processes[name].send_signal(signal.SIGSTOP)
+
+    def resume(self, name: str) -> None:
+        """SIGCONT; harmless to one that runs."""
+        self.processes[name].send_signal(signal.SIGCONT)
+
     def stop(self) -> dict[str, int]:
         """SIGTERM to all, front door first; returns the exit codes."""
         self._channel.close()
-        order = ["router", *self.workers, "kvstore"]
+        order = ["gateway", "router", *self.workers, "kvstore"]
         codes: dict[str, int] = {}
         for name in [name for name in order if name in self.processes]:
             process = self.processes.pop(name)
+            process.send_signal(signal.SIGCONT)
             process.terminate()
             try:
                 codes[name] = process.wait(timeout=STOP_SECONDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -77,6 +78,7 @@ class EngineWorker:
         self.engine = engine
         self.attempts: dict[tuple[str, int], Attempt] = defaultdict(Attempt)
         self.steps: list[StepEvents] = []
+        self.told: list[float] = []  # when each of them was, by time.monotonic
         self.peer = Peer()
         self._server: Server | None = None
 
@@ -99,6 +101,7 @@ class EngineWorker:
 
     def _told(self, events: StepEvents) -> None:
         self.steps.append(events)
+        self.told.append(time.monotonic())
         for event in events.events:
             attempt = self.attempts[(event.request_id, event.attempt)]
             assert attempt.end is None, f"{event} after {attempt.end}"

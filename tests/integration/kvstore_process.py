@@ -36,7 +36,13 @@ def kvstore(port: int, **settings: object) -> Iterator[KvstoreProcess]:
     """Starts it and ends it by SIGTERM; `healthy` waits until it serves."""
     address = f"127.0.0.1:{port}"
     config = KvstoreConfig.model_validate(
-        {"listen": address, "capacity_mb": 16, "offload_delay_s": 0.05, **settings}
+        {
+            "listen": address,
+            "capacity_mb": 16,
+            "offload_delay_s": 0.05,
+            "admission": "all",
+            **settings,
+        }
     )
     code = (
         "import asyncio, sys; from baton_kvstore import KvstoreConfig, serve;"

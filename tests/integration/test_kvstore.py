@@ -145,3 +145,50 @@ async def test_a_kvstore_that_dies_is_rebuilt_from_its_workers(port: int) -> Non
                     assert view.pages["holder"] == names(1, 16)
                     assert view.peers["kvstore"].epoch != first
                     assert publisher.synchronised
+
+
+async def test_what_is_used_once_is_not_taken_and_a_sessions_pages_are_dropped_at_its_end(
+    port: int,
+) -> None:
+    with kvstore(port, admission="reuse") as store, holder(pages=8) as peer:
+        await healthy(store.address)
+        async with watching(store.address) as view, channel(store.address) as link:
+            stub = kv_pb2_grpc.KvSessionServiceStub(link)
+
+            async def turn(count: int, session: bytes = b"", family: bytes = b"") -> None:
+                chain = hashes(1, count).tobytes()
+                told = pb.SessionTurn(
+                    session=session, page_hashes=chain, ttl_ms=60_000, family=family
+                )
+                await stub.RenewSessions(pb.RenewSessionsRequest(turns=[told]))
+
+            async def close(session: bytes) -> set[bytes]:
+                request = pb.CloseSessionsRequest(sessions=[session])
+                free = (await stub.CloseSessions(request)).page_hashes
+                return {free[i : i + 16] for i in range(0, len(free), 16)}
+
+            a, b = b"a" * 16, b"b" * 16
+            async with publishing(store.address, peer.peer, lambda: hashes(1, 8)):
+                await turn(8)
+                await turn(2)
+                await until(lambda: view.pages.get("kvstore") == names(1, 2))
+                await turn(4, session=a)
+                await until(lambda: view.pages.get("kvstore") == names(1, 4))
+                # A fork: what it shares goes with the last of them.
+                await turn(5, session=b, family=a)
+                await until(lambda: view.pages.get("kvstore") == names(1, 5))
+                assert await close(a) == set()
+                assert await close(b) == names(1, 5)
+                await until(lambda: not view.pages["kvstore"])
+                # What two unrelated sessions have had is a system prompt: it stays.
+                await turn(3, session=a)
+                await turn(2, session=b)
+                await until(lambda: view.pages.get("kvstore") == names(1, 3))
+                assert await close(a) == names(1, 1, first=2)
+                assert await close(b) == set()
+                await until(lambda: view.pages["kvstore"] == names(1, 2))
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await turn(1, session=b"short")
+            refusal = refusal_of(caught.value)
+            assert refusal is not None
+            assert "turns.session has 5 bytes" in refusal.message

@@ -6,7 +6,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,13 +40,16 @@ class HolderProcess:
 
 
 @contextmanager
-def holder(**options: object) -> Iterator[HolderProcess]:
-    """A holder process with these options (see transfer_holder), ended with the block."""
+def holder(*, inside: Sequence[str] = (), **options: object) -> Iterator[HolderProcess]:
+    """A holder process with these options (see transfer_holder), ended with the block.
+
+    `inside`: a command that runs it, such as `ip netns exec NAME`.
+    """
     script = Path(__file__).with_name("transfer_holder.py")
     given = {"page_bytes": 65536, "pages": 64, "seed": 1, **options}
     environment = {k: v for k, v in os.environ.items() if not k.startswith("UCX_")}
     process = subprocess.Popen(
-        [sys.executable, str(script), json.dumps(given)],
+        [*inside, sys.executable, str(script), json.dumps(given)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

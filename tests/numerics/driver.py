@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,18 @@ from baton_modeling import CompiledModel, ForwardBatch, GroupKind, StateSlots
 
 PAGE_SIZE = 8
 GARBAGE_PAGE = 2**31 - 5
+
+
+def on_device(batch: ForwardBatch, device: torch.device) -> ForwardBatch:
+    """The same batch with its tensors on ``device``."""
+    moved: dict[str, Any] = {
+        field.name: value.to(device)
+        for field in fields(batch)
+        if isinstance(value := getattr(batch, field.name), Tensor)
+    }
+    if batch.states is not None:
+        moved["states"] = StateSlots(batch.states.reads.to(device), batch.states.writes.to(device))
+    return replace(batch, **moved)
 
 
 @dataclass
@@ -42,7 +55,7 @@ class Driver:
         self.random = random.Random(seed)
         self.free = list(range(pages))
         self.random.shuffle(self.free)
-        self.arenas = model.cache_layout.allocate(pages, model.page_size)
+        self.arenas = model.cache_layout.allocate(pages, model.page_size, device=model.device)
         for arena in self.arenas.values():
             arena.fill_(0x7F if arena.dtype == torch.uint8 else float("nan"))  # NaN in float8
         model.bind_cache(self.arenas)
@@ -113,7 +126,7 @@ class Driver:
     def step(self, work: Sequence[tuple[Row, int]], every_logit: bool = True) -> list[Tensor]:
         """Run a step; the logits of each row in turn."""
         batch = self.batch(work, every_logit)
-        logits = self.model.forward(batch)
+        logits = self.model.forward(on_device(batch, self.model.device)).cpu()
         if batch.states is not None:
             self.forget_states(batch.states, set().union(*(row.kept for row, _ in work)))
         counts = [count if every_logit else 1 for _, count in work]

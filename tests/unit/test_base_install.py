@@ -15,6 +15,7 @@ WITHOUT_TORCH = [
     "baton.v1.inference_pb2_grpc",
     "baton_scheduler",
     "baton_rpc",
+    "baton_sessions",
     "baton_telemetry",
     "baton_transfer",
     "baton_router",

@@ -10,6 +10,7 @@ from baton_transfer.holder import LeaseGrant, PageHolder
 from baton_transfer.identity import WIRE_VERSION, cache_identity, differing_field, new_epoch
 from baton_transfer.leases import LeaseBook
 from baton_transfer.outcome import Pulled, PullFailure, ReadFailure, ReadOutcome
+from baton_transfer.page_file import FileQueue, PageFile, PageFileError
 from baton_transfer.publisher import DirectoryPublisher
 from baton_transfer.puller import Puller, PullSettings, ReadPages, read_with
 from baton_transfer.reader import PageReader
@@ -19,6 +20,7 @@ from baton_transfer.ucx import Transport, configure_ucx
 __all__ = [
     "DirectoryPublisher",
     "Exporter",
+    "FileQueue",
     "Follower",
     "HolderLost",
     "KvPeerServicer",
@@ -26,6 +28,8 @@ __all__ = [
     "LeaseGrant",
     "MemoryType",
     "PageArena",
+    "PageFile",
+    "PageFileError",
     "PageHolder",
     "PageReader",
     "PullFailure",

@@ -1,11 +1,11 @@
 """Leases on pages, by a clock that the caller owns."""
 
 import heapq
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from baton_transfer.arena import Pages
 
@@ -30,7 +30,7 @@ class LeaseBook:
         self._next = first_id
         self._let_go = let_go
         self._leases: dict[int, _Lease] = {}
-        self._claims: Counter[int] = Counter()
+        self._claims: NDArray[np.int32] = np.zeros(0, np.int32)  # leases on each page
         # Deadlines as they were when pushed; a renewed lease is found again when its old one pops.
         self._due: list[tuple[float, int]] = []
 
@@ -40,18 +40,22 @@ class LeaseBook:
     @property
     def leased_pages(self) -> int:
         """Distinct pages under a lease."""
-        return len(self._claims)
+        return int(np.count_nonzero(self._claims))
 
     def is_leased(self, page: int) -> bool:
         """Whether any lease holds the page."""
-        return page in self._claims
+        return page < len(self._claims) and bool(self._claims[page])
 
     def grant(self, pages: Pages, now: float, ttl: float) -> int:
-        """A lease on `pages` until now + ttl; its id."""
+        """A lease on `pages`, all different, until now + ttl; its id."""
         lease = self._next
         self._next += 1
-        self._leases[lease] = _Lease(np.array(pages, np.int32), now + ttl)
-        self._claims.update(int(page) for page in pages)
+        held = np.array(pages, np.int32)
+        self._leases[lease] = _Lease(held, now + ttl)
+        missing = int(held.max(initial=-1)) + 1 - len(self._claims)
+        if missing > 0:
+            self._claims = np.pad(self._claims, (0, max(missing, len(self._claims))))
+        self._claims[held] += 1
         heapq.heappush(self._due, (now + ttl, lease))
         return lease
 
@@ -91,12 +95,8 @@ class LeaseBook:
         held = self._leases.pop(lease, None)
         if held is None:
             return False
-        free = []
-        for page in held.pages.tolist():
-            self._claims[page] -= 1
-            if not self._claims[page]:
-                del self._claims[page]
-                free.append(page)
-        if free:
-            self._let_go(free)
+        self._claims[held.pages] -= 1
+        free = held.pages[self._claims[held.pages] == 0]
+        if free.size:
+            self._let_go(free.tolist())
         return True

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -13,6 +13,7 @@ from baton.v1 import kv_pb2 as pb
 from baton.v1 import kv_pb2_grpc
 from baton_rpc import Refusal, channel, refusal_of
 from baton_transfer.identity import differing_field
+from baton_transfer.lease_stream import LeaseStream, Unreachable
 
 HANDSHAKE_S = 5.0
 ACQUIRE_S = 5.0
@@ -70,7 +71,8 @@ class Holder:
         self._identity = identity
         self._forget = forget
         self._channel = channel(address)
-        self.stub = kv_pb2_grpc.KvPeerServiceStub(self._channel)
+        self._stub = kv_pb2_grpc.KvPeerServiceStub(self._channel)
+        self._leases: LeaseStream | None = None
         self._closing: set[asyncio.Task[None]] = set()
         self._shaking = asyncio.Lock()
         self._hands: Handshaken | None = None
@@ -79,7 +81,7 @@ class Holder:
         self._heartbeat: asyncio.Task[None] | None = None
 
     async def handshake(self) -> Handshaken:
-        """The handshake with the holder's present life. Raises Refusal and AioRpcError."""
+        """The handshake with the holder's present life. Raises Refusal and Unreachable."""
         async with self._shaking:
             if self._hands is None:
                 self._hands = await self._shake()
@@ -94,24 +96,29 @@ class Holder:
         """Leases what the holder has of `hashes`; in a new life too. Raises as handshake does."""
         for last in (False, True):
             hands = await self.handshake()
+            request = pb.AcquireRequest(
+                reader=self._me.name, epoch=hands.epoch, page_hashes=hashes, ttl_ms=self.ttl_ms
+            )
             try:
-                lease = await self.stub.Acquire(
-                    pb.AcquireRequest(
-                        reader=self._me.name,
-                        epoch=hands.epoch,
-                        page_hashes=hashes,
-                        ttl_ms=self.ttl_ms,
-                    ),
-                    timeout=ACQUIRE_S,
-                )
-                return hands, lease
-            except grpc.aio.AioRpcError as error:
+                answer = await self._ask(pb.LeaseRequest(acquire=request), ACQUIRE_S)
+                return hands, answer.acquire
+            except Unreachable:
                 self.restarted(hands)
-                refusal = refusal_of(error)
-                stale = refusal is not None and refusal.reason == errors.ERROR_REASON_STALE_EPOCH
-                if last or not stale:
-                    raise refusal or error from error
+                raise
+            except Refusal as refusal:
+                self.restarted(hands)
+                if last or refusal.reason != errors.ERROR_REASON_STALE_EPOCH:
+                    raise
         raise AssertionError("the loop above returns or raises")
+
+    async def release(
+        self, epoch: int, leases: list[int], handed_over: Sequence[tuple[str, int]]
+    ) -> list[bool]:
+        """Ends leases of that life; for each whether it held. Raises as handshake does."""
+        done = [pb.HandedOver(request_id=name, attempt=attempt) for name, attempt in handed_over]
+        request = pb.ReleaseRequest(epoch=epoch, lease_ids=leases, handed_over=done)
+        answer = await self._ask(pb.LeaseRequest(release=request), RELEASE_S)
+        return [verdict == pb.LEASE_VERDICT_VALID for verdict in answer.release.verdicts]
 
     @asynccontextmanager
     async def kept(
@@ -138,31 +145,38 @@ class Holder:
         leases = [lease for of, lease in self._kept if of == epoch]
         request = pb.RenewRequest(epoch=epoch, lease_ids=leases, ttl_ms=self.ttl_ms)
         try:
-            answer = await self.stub.Renew(request, timeout=timeout)
-        except grpc.aio.AioRpcError:
+            answer = await self._ask(pb.LeaseRequest(renew=request), timeout)
+        except (Refusal, Unreachable):
             return  # the verdict will tell, and the read has its own deadline
-        for lease in answer.expired:
+        for lease in answer.renew.expired:
             stop = self._kept.get((epoch, lease))
             if stop is not None:
                 stop.set()
 
+    async def _ask(self, request: pb.LeaseRequest, timeout: float) -> pb.LeaseResponse:
+        if self._leases is None or self._leases.over:
+            self._leases = LeaseStream(self._stub, self.address)
+        return await self._leases.ask(request, timeout)
+
     def _redial(self) -> None:
         """A channel that has failed refuses calls for up to a second; a new one just dials."""
         # Calls of other pulls still end on the old one.
-        old = asyncio.create_task(self._channel.close(RELEASE_S))
+        old = asyncio.create_task(_hang_up(self._channel, self._leases))
         self._closing.add(old)
         old.add_done_callback(self._closing.discard)
         self._channel = channel(self.address)
-        self.stub = kv_pb2_grpc.KvPeerServiceStub(self._channel)
+        self._stub = kv_pb2_grpc.KvPeerServiceStub(self._channel)
+        self._leases = None
 
     async def _shake(self) -> Handshaken:
         if self._channel.get_state() is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
             self._redial()
         request = pb.HandshakeRequest(reader=self._me, cache=self._identity)
         try:
-            answer = await self.stub.Handshake(request, timeout=HANDSHAKE_S)
+            answer = await self._stub.Handshake(request, timeout=HANDSHAKE_S)
         except grpc.aio.AioRpcError as error:
-            raise refusal_of(error) or error from error
+            unreachable = Unreachable(f"{self.address}: {error.code().name}")
+            raise refusal_of(error) or unreachable from error
         field = differing_field(self._identity, answer.cache)
         if field is not None:
             raise Refusal(
@@ -177,8 +191,16 @@ class Holder:
         return Handshaken(answer.holder.epoch, memory, answer.memory.page_bytes)
 
     async def close(self) -> None:
-        """Ends the heartbeat and the channel."""
+        """Ends the heartbeat, the stream and the channel."""
         if self._heartbeat is not None:
             self._heartbeat.cancel()
             await asyncio.wait([self._heartbeat])
+        if self._leases is not None:
+            await self._leases.close()
         await asyncio.gather(self._channel.close(), *self._closing)
+
+
+async def _hang_up(link: grpc.aio.Channel, leases: LeaseStream | None) -> None:
+    await link.close(RELEASE_S)
+    if leases is not None:
+        await leases.close()

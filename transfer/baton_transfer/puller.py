@@ -7,7 +7,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 
-import grpc
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,8 +14,9 @@ from baton.v1 import kv_pb2 as pb
 from baton_rpc import Refusal
 from baton_transfer.arena import Pages
 from baton_transfer.following import Follower
+from baton_transfer.lease_stream import Unreachable
 from baton_transfer.outcome import Pulled, PullFailure, ReadOutcome
-from baton_transfer.peers import RELEASE_S, Handshaken, Holder
+from baton_transfer.peers import Handshaken, Holder
 from baton_transfer.reader import PageReader
 
 log = logging.getLogger("baton.transfer")
@@ -122,13 +122,9 @@ class Puller:
 
         For requests whose last pull did not say so. An unheard holder lets go by its own clock.
         """
-        request = pb.ReleaseRequest(
-            epoch=holder.epoch,
-            handed_over=[pb.HandedOver(request_id=request_id, attempt=attempt)],
-        )
         try:
-            await self._holder(holder.address).stub.Release(request, timeout=RELEASE_S)
-        except grpc.aio.AioRpcError:
+            await self._holder(holder.address).release(holder.epoch, [], [(request_id, attempt)])
+        except (Refusal, Unreachable):
             return False
         return True
 
@@ -155,7 +151,7 @@ class Puller:
         try:
             hands = await holder.handshake()
             await self._read(hands.memory, none, none, None, threading.Event())
-        except (Refusal, grpc.aio.AioRpcError) as error:
+        except (Refusal, Unreachable) as error:
             log.info("not connected to %s yet: %s", holder.address, error)
 
     def _holder(self, address: str) -> Holder:
@@ -215,8 +211,8 @@ class Puller:
             hands, lease = await holder.acquire(hashes.tobytes())
         except Refusal as refusal:
             return _nothing(PullFailure.REFUSED, f"{refusal.reason_name}: {refusal.message}")
-        except grpc.aio.AioRpcError as error:
-            return _nothing(PullFailure.UNREACHABLE, f"{holder.address}: {error.code().name}")
+        except Unreachable as error:
+            return _nothing(PullFailure.UNREACHABLE, str(error))
         if not lease.lease_id:
             return _nothing(PullFailure.NOT_HELD, f"{holder.address} has none of the pages")
         count = min(len(lease.pages), len(targets))
@@ -240,15 +236,12 @@ class Puller:
         handed_over: tuple[str, int] | None,
     ) -> bool | None:
         """The verdict; None when there was no answer."""
-        request = pb.ReleaseRequest(epoch=hands.epoch, lease_ids=[lease])
-        if handed_over is not None:
-            request.handed_over.add(request_id=handed_over[0], attempt=handed_over[1])
         try:
-            answer = await holder.stub.Release(request, timeout=RELEASE_S)
-        except grpc.aio.AioRpcError:
+            done = [] if handed_over is None else [handed_over]
+            return await holder.release(hands.epoch, [lease], done) == [True]
+        except (Refusal, Unreachable):
             holder.restarted(hands)
             return None
-        return list(answer.verdicts) == [pb.LEASE_VERDICT_VALID]
 
 
 def judged(outcome: ReadOutcome, valid: bool | None, wanted: int, address: str) -> Pulled:

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from baton.v1.kv_pb2 import ExportedMemory
 from baton_transfer.arena import MemoryType, PageArena, Pages
-from baton_transfer.link import PeerLink, Read
+from baton_transfer.link import PeerLink
 from baton_transfer.outcome import ReadFailure, ReadOutcome
-from baton_transfer.verification import Verifier
+from baton_transfer.share import Read
 
 # A transfer slower than this is stuck, not slow: TCP on a bad day is ten times faster.
 FLOOR_BYTES_PER_S = 50e6
@@ -21,7 +21,7 @@ _GRACE_S = 2.0
 
 
 class PageReader:
-    """Reads pages of many peers into one arena, with one NIXL agent and one thread per peer.
+    """Reads pages of many peers into one arena, with two NIXL agents and two threads per peer.
 
     Standalone: takes plain bytes and integers, so that every tensor-parallel
     rank can run one. Thread-safe. `configure_ucx` must have run before.
@@ -37,13 +37,12 @@ class PageReader:
         self._name = name
         self._arena = arena
         self._floor = floor_bytes_per_s
-        self._verifier = Verifier(arena)
         self._links: dict[bytes, PeerLink] = {}
         self._forgotten: list[PeerLink] = []
         self._lock = threading.Lock()
         self._closed = False
         # Also at the interpreter's end: UCX crashes when it outlives what it uses.
-        self._end = weakref.finalize(self, _end, self._links, self._forgotten, self._verifier)
+        self._end = weakref.finalize(self, _end, self._links, self._forgotten)
 
     def submit(
         self,
@@ -82,7 +81,7 @@ class PageReader:
                 return _ended(ReadFailure.CLOSED, "the reader was closed")
             link = self._links.get(memory)
             if link is None:
-                link = PeerLink(self._name, self._arena, parsed, self._verifier)
+                link = PeerLink(self._name, self._arena, parsed)
                 self._links[memory] = link
             link.submit(read)
         return read.future
@@ -143,12 +142,11 @@ class PageReader:
         return ""
 
 
-def _end(links: dict[bytes, PeerLink], forgotten: list[PeerLink], verifier: Verifier) -> None:
+def _end(links: dict[bytes, PeerLink], forgotten: list[PeerLink]) -> None:
     for link in (*links.values(), *forgotten):
         link.close()
     links.clear()
     forgotten.clear()
-    verifier.close()
 
 
 def _indices(pages: Sequence[int] | Pages) -> Pages:

@@ -60,7 +60,25 @@ class KvPeerServicer(kv_pb2_grpc.KvPeerServiceServicer):
             )
         return pb.HandshakeResponse(holder=self._me, cache=self._identity, memory=self._memory)
 
-    async def Acquire(self, request: pb.AcquireRequest, context: Context) -> pb.AcquireResponse:
+    async def Lease(
+        self, requests: AsyncIterator[pb.LeaseRequest], context: Context
+    ) -> AsyncIterator[pb.LeaseResponse]:
+        async for request in requests:
+            kind = request.WhichOneof("request")
+            if kind == "acquire":
+                yield pb.LeaseResponse(acquire=await self.acquire(request.acquire))
+            elif kind == "renew":
+                yield pb.LeaseResponse(renew=self._renew(request.renew))
+            elif kind == "release":
+                yield pb.LeaseResponse(release=self._release(request.release))
+            else:
+                raise Refusal(
+                    errors.ERROR_REASON_MISSING_FIELD,
+                    "Lease: a request is none of acquire, renew, release",
+                )
+
+    async def acquire(self, request: pb.AcquireRequest) -> pb.AcquireResponse:
+        """A lease on what is held. A tier that must fetch it from a disk first overrides this."""
         self._check_epoch(request.epoch)
         hashes = _hashes(request.page_hashes)
         grant = self._holder.grant(request.reader, hashes, _bounded_ttl(request.ttl_ms))
@@ -73,14 +91,14 @@ class KvPeerServicer(kv_pb2_grpc.KvPeerServiceServicer):
             ttl_ms=grant.ttl_ms,
         )
 
-    async def Renew(self, request: pb.RenewRequest, context: Context) -> pb.RenewResponse:
+    def _renew(self, request: pb.RenewRequest) -> pb.RenewResponse:
         if request.epoch != self._me.epoch:
             # Leases die with the life that granted them.
             return pb.RenewResponse(expired=request.lease_ids)
         expired = self._holder.renew(request.lease_ids, _bounded_ttl(request.ttl_ms))
         return pb.RenewResponse(expired=expired)
 
-    async def Release(self, request: pb.ReleaseRequest, context: Context) -> pb.ReleaseResponse:
+    def _release(self, request: pb.ReleaseRequest) -> pb.ReleaseResponse:
         if request.epoch != self._me.epoch:
             return _verdicts([False] * len(request.lease_ids))
         valid = self._holder.release(request.lease_ids)

@@ -81,13 +81,14 @@ class Record {
 // slot and pages stay.
 class [[nodiscard]] RowClaim {
  public:
-  RowClaim(Record& record, std::uint32_t tokens, bool samples)
-      : record_(&record), tokens_(tokens), samples_(samples) {
+  RowClaim(Record& record, std::uint32_t tokens, bool samples, std::uint32_t drafted = 0)
+      : record_(&record), tokens_(tokens), drafted_(drafted), samples_(samples) {
     ++record.claims_;
   }
   RowClaim(RowClaim&& other) noexcept
       : record_(std::exchange(other.record_, nullptr)),
         tokens_(other.tokens_),
+        drafted_(other.drafted_),
         samples_(other.samples_) {}
   RowClaim& operator=(RowClaim&&) = delete;
   RowClaim(const RowClaim&) = delete;
@@ -97,6 +98,9 @@ class [[nodiscard]] RowClaim {
   }
 
   std::uint32_t tokens() const { return tokens_; }
+  // Of the tokens, those reserved for guesses.
+  std::uint32_t drafted() const { return drafted_; }
+  const Record& record() const { return *record_; }
   bool samples() const { return samples_; }
   // Ends the claim and gives the request back.
   [[nodiscard]] Record& settle() && {
@@ -108,6 +112,7 @@ class [[nodiscard]] RowClaim {
  private:
   Record* record_;
   std::uint32_t tokens_;
+  std::uint32_t drafted_;
   bool samples_;
 };
 

@@ -62,8 +62,12 @@ class [[nodiscard]] Fetching {
   std::size_t arrived() const { return arrived_; }
   // One past the last page that the fetch was asked for.
   std::size_t wanted() const { return wanted_; }
+  // What is read in the host tier, for pages from `restored_first` on.
+  const FetchTicket& ticket() const { return ticket_; }
+  const std::vector<HostPage>& restored() const { return ticket_.restored(); }
+  std::size_t restored_first() const { return first_; }
   // Whether a first token would make it decode.
-  bool complete() const { return arrived_ == pages_.size(); }
+  bool complete() const { return awaits_ && arrived_ == pages_.size(); }
   // Whether computing can go on in place: the last token's page is still writable.
   bool can_compute() const { return pages_.owned() > 0; }
 
@@ -78,20 +82,25 @@ class [[nodiscard]] Fetching {
 
  private:
   friend class Queued;
-  Fetching(SequencePtr sequence, AdmittedToFetch&& event, std::size_t wanted)
+  friend class Retracted;
+  Fetching(SequencePtr sequence, AdmittedToFetch&& event)
       : sequence_(std::move(sequence)),
         slot_(std::move(event.slot)),
         pages_(std::move(event.pages)),
         ticket_(std::move(event.ticket)),
-        arrived_(pages_.sealed()),
-        wanted_(wanted) {}
+        first_(pages_.sealed()),
+        arrived_(first_),
+        wanted_(event.wanted),
+        awaits_(event.awaits) {}
 
   SequencePtr sequence_;
   Slot slot_;
   PageTable pages_;
   FetchTicket ticket_;
+  std::size_t first_;  // that was missing
   std::size_t arrived_;
   std::size_t wanted_;
+  bool awaits_;
 };
 
 // Holds a slot and all pages of its tokens; `computed` of them are in KV.
@@ -176,21 +185,31 @@ class [[nodiscard]] Decoding {
   Token last_token() const { return last_token_; }
   // Whether the next token's KV has no page yet.
   bool needs_page() const { return computed_ == capacity_; }
+  std::size_t capacity() const { return capacity_; }
+  std::span<const Token> draft() const { return {sequence_->draft.data(), drafted_}; }
 
   void grow(OwnedPage&& page) {
     pages_.append(std::move(page));
     capacity_ += sequence_->page_size;
   }
+  void on(Drafted event) & {
+    sequence_->draft.assign(event.tokens.begin(), event.tokens.end());
+    drafted_ = static_cast<std::uint32_t>(event.tokens.size());
+  }
   void on(TokenSampled event) & {
     ++computed_;
+    drafted_ = 0;
     last_token_ = event.token;
     sequence_->tokens.push_back(event.token);
   }
   void on(Forked event) & {
     event.copy = pages_.fork(event.child, event.common, sequence_->page_size);
   }
-  bool can_seal() const { return computed_ == capacity_ && pages_.owned() > 0; }
-  PageId seal_next() { return pages_.seal_next(sequence_->identity(pages_.sealed())); }
+  bool can_seal() const { return computed_ >= seal_at_; }
+  PageId seal_next() {
+    seal_at_ += sequence_->page_size;
+    return pages_.seal_next(sequence_->identity(pages_.sealed()));
+  }
 
   [[nodiscard]] Draining on(Stopped) &&;
   [[nodiscard]] Draining on(TurnParked event) &&;
@@ -206,6 +225,7 @@ class [[nodiscard]] Decoding {
         pages_(std::move(pages)),
         computed_(sequence_->tokens.size()),
         capacity_(pages_.size() * sequence_->page_size),
+        seal_at_((pages_.sealed() + 1) * sequence_->page_size),
         last_token_(token) {
     sequence_->tokens.push_back(token);
   }
@@ -215,6 +235,8 @@ class [[nodiscard]] Decoding {
   PageTable pages_;
   std::size_t computed_;
   std::size_t capacity_;  // tokens that fit its pages
+  std::size_t seal_at_;   // tokens with which its first writable page is full
+  std::uint32_t drafted_ = 0;
   Token last_token_;
 };
 
@@ -254,6 +276,7 @@ class [[nodiscard]] Retracted {
 
   Sequence& sequence() const { return *sequence_; }
 
+  [[nodiscard]] Fetching on(AdmittedToFetch&& event) &&;
   [[nodiscard]] Prefilling on(AdmittedToCompute&& event) &&;
   [[nodiscard]] Finished on(Cancelled) &&;
 
@@ -273,6 +296,7 @@ class [[nodiscard]] Draining {
 
   const PageTable& pages() const { return pages_; }
   bool fetch_in_flight() const { return ticket_.has_value(); }
+  const std::optional<FetchTicket>& ticket() const { return ticket_; }
   bool parks() const { return parking_ != nullptr; }
 
   void on(FetchGaveUp) & { ticket_.reset(); }

@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "baton/cache_group.h"
+#include "baton/host_tier.h"
 #include "baton/ids.h"
 #include "baton/lease.h"
 #include "baton/page_pool.h"
@@ -56,7 +57,9 @@ struct Config {
   std::size_t max_context = 0;
   std::size_t max_waiting = 0;
   Micros hold_us = 0;
+  std::size_t max_draft_tokens = 0;
   std::vector<SideGroup> side_groups = {};  // numbered from 1
+  std::size_t host_pages = 0;               // of the host tier; 0: there is none
 
   [[nodiscard]] std::size_t state_groups() const;
   // Tokens between snapshots that every state group takes; 0 without state groups.
@@ -78,9 +81,9 @@ struct Submission {
 struct Stats {
   std::size_t total_pages, free_pages, cached_pages, owned_pages, referenced_pages, leased_pages,
       quarantined_pages;
-  std::size_t waiting, running, fetching, prefilled, parked, draining, leases;
-  std::uint64_t computed_tokens, generated_tokens, reused_tokens, fetched_tokens, retractions,
-      demotions;
+  std::size_t waiting, running, fetching, prefilled, parked, draining, leases, offloading;
+  std::uint64_t computed_tokens, generated_tokens, reused_tokens, restored_tokens, fetched_tokens,
+      retractions, demotions;
 };
 
 // Pages of one group: free + cached + owned + referenced = total, always.
@@ -92,12 +95,28 @@ struct PoolStats {
 enum class RowFlag : std::uint8_t { kGoOn = 0, kFinish = 1, kPoisoned = 2 };
 
 // Why a completion was refused. Nothing was applied, and the step is still in flight.
-enum class Misuse : std::uint8_t { kSpent, kForeign, kTokenCount, kFlagCount, kToken, kFlag };
+enum class Misuse : std::uint8_t {
+  kSpent,
+  kForeign,
+  kTokenCount,
+  kFlagCount,
+  kAcceptedCount,
+  kToken,
+  kFlag,
+  kAccepted,    // none, or more than were reserved and one
+  kNotDrafted,  // accepted, but another token was fed
+};
+struct Refusal {
+  Misuse misuse;
+  std::size_t row = 0;  // of those that sample, where it is about one
+};
 
 class Scheduler {
  public:
   // Steps planned and not completed. 1 is overlap depth 0.
   static constexpr std::size_t kStepsInFlight = 1;
+  // Pages on their way to the host tier at a time.
+  static constexpr std::size_t kMostOffloads = 8;
 
   // The config must have no problem().
   explicit Scheduler(const Config& config);
@@ -110,19 +129,30 @@ class Scheduler {
   // A parked request is kept until `deadline` instead.
   Reply renew_park(RequestId request, Micros deadline);
 
+  // Guesses at the tokens from `position` on, to be verified by the next step. Of a request that
+  // is further by now: ignored.
+  Reply draft(RequestId request, std::size_t position, std::span<const Token> tokens);
+
   // ---- steps
   bool can_plan() const { return !steps_.full(); }
   // Requires can_plan().
   [[nodiscard]] Step plan(Micros now);
-  // Checks everything, then applies everything: the step is spent unless a Misuse is returned.
-  [[nodiscard]] std::variant<const Completion*, Misuse> complete(
-      Step& step, std::span<const Token> tokens, std::span<const std::uint8_t> flags, Micros now);
+  // Checks everything, then applies everything: the step is spent unless it is refused.
+  // `accepted`: tokens of each sampling row, as many as drafts held good and one; none given: one
+  // each. `tokens`: those of all rows, in order.
+  [[nodiscard]] std::variant<const Completion*, Refusal> complete(
+      Step& step, std::span<const Token> tokens, std::span<const std::uint8_t> flags, Micros now,
+      std::span<const std::int32_t> accepted = {});
   // The step did not happen: no row advanced, its requests are planned again.
   [[nodiscard]] std::optional<Misuse> abandon(Step& step);
 
   // ---- hand-over, reader's side
   Reply pages_arrived(RequestId request, std::size_t first_index, std::size_t count);
   Reply fetch_ended(RequestId request, std::optional<Token> first_token, bool finish, Micros now);
+
+  // ---- host tier
+  // Terminal: the copy is complete, or was given up. Restores end as fetches do.
+  Reply offload_ended(OffloadId offload, bool complete);
 
   // ---- hand-over, holder's side
   // Leases the longest held prefix of `identities`, all of one group; 0 when nothing is held.
@@ -132,13 +162,20 @@ class Scheduler {
   Verdict release(LeaseId lease, Micros now);
   Reply handed_over(RequestId request);
 
+  // Nobody will ask for these pages again (their session is over); how many were held. Those in use
+  // stay with their users and are free after them.
+  std::size_t forget(std::span<const Digest> identities);
+
   // ---- looking
   std::size_t lookup(std::span<const Token> tokens, SipKey key) const;
   Stats stats() const;
   std::size_t groups() const { return 1 + side_pools_.size(); }
   PoolStats pool_stats(std::size_t group) const;
+  PoolStats host_stats() const;
   // Of every group's full pages and snapshots.
   std::vector<Digest> held_identities() const;
+  // Of the first group, in the order in which they will be taken.
+  const std::vector<PageId>& free_pages() const { return pool_.free_pages(); }
   const Config& config() const { return config_; }
   // Name of the state, empty when the request is gone.
   std::string_view state_of(RequestId request) const;
@@ -160,7 +197,9 @@ class Scheduler {
   bool give_window_page(Record& record);
   bool demote_one(RequestId but);
   Record* youngest_after(std::size_t index) const;
-  void add_decode_row(Record& record);
+  std::size_t reserve_draft(Record& record);
+  void add_decode_row(Record& record, std::size_t drafted);
+  void grow(Decoding& decoding, OwnedPage&& page);
   void add_chunk_row(Record& record);
   std::size_t chunk_limit() const;
 
@@ -174,6 +213,8 @@ class Scheduler {
   void plan_copy(Record& parent, PartialCopy&& copy, PageId target);
   bool blocked(const Record& record) const;
   bool being_computed(Sequence& sequence, std::size_t index) const;
+  template <class Event>
+  void leave_queue(Record& record, Event&& event);
   void announce(Record& record, std::size_t reused_tokens);
   void start_fetch(Record& record);
 
@@ -200,15 +241,20 @@ class Scheduler {
   void seal_side_tails(Record& record, SideTables& sides, Sequence& sequence);
   void forget_sides(const SideTables& sides);
 
+  // tiers.cpp: movements to and from the host tier
+  std::vector<HostPage> match_host(Sequence& sequence, std::size_t first, std::size_t most);
+  void plan_offloads();
+
   // complete.cpp
   std::optional<Misuse> refuse(const Step& step) const;
-  std::optional<Misuse> refuse(std::span<const Token> tokens,
-                               std::span<const std::uint8_t> flags) const;
-  void complete_decode(Record& record, Token token, RowFlag flag);
+  std::optional<Refusal> refuse(std::span<const Token> tokens, std::span<const std::uint8_t> flags,
+                                std::span<const std::int32_t> accepted) const;
+  void complete_decode(Record& record, std::span<const Token> tokens, RowFlag flag);
   void complete_chunk(Record& record, std::uint32_t tokens);
   void complete_prompt(Record& record, std::uint32_t tokens, Token token, RowFlag flag);
   bool states_survive(Record& record);
   void poison(Record& record);
+  void forget(const SealedPage& page);
   void land();
   void report_sealed(Record& record, SlotId slot, std::size_t index, PageId before, PageId after,
                      const Digest& identity);
@@ -251,6 +297,9 @@ class Scheduler {
 
   PagePool pool_;
   std::vector<std::unique_ptr<PagePool>> side_pools_;  // of groups 1, 2, ...
+  HostTier host_;
+  std::unordered_map<OffloadId, OffloadTicket> offloads_;
+  OffloadId last_offload_ = 0;
   SlotPool slots_;
   LeaseTable leases_;
 
@@ -264,6 +313,7 @@ class Scheduler {
   std::vector<Record*> prefilling_;  // of the plan being made, oldest first
   std::size_t budget_ = 0;           // tokens left in the plan being made
   std::size_t chunk_budget_ = 0;     // of them, for prompt chunks
+  std::size_t draft_budget_ = 0;     // of them, for guesses
   StepQueue<kStepsInFlight> steps_;
 
   // The head of the queue that did not fit, and when to look again.
@@ -277,7 +327,7 @@ class Scheduler {
   std::array<std::size_t, kStateNames.size()> population_{};
   std::size_t quarantined_ = 0;
   std::uint64_t computed_tokens_ = 0, generated_tokens_ = 0, reused_tokens_ = 0,
-                fetched_tokens_ = 0, retractions_ = 0, demotions_ = 0;
+                restored_tokens_ = 0, fetched_tokens_ = 0, retractions_ = 0, demotions_ = 0;
 };
 
 }  // namespace baton

@@ -1,10 +1,15 @@
 """What the kvstore is told at its start."""
 
+from pathlib import Path
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from baton_transfer import Transport
 
 
 class KvstoreConfig(BaseModel):
-    """One kvstore process: a directory and a DRAM tier."""
+    """One kvstore process: a directory, a DRAM tier, an NVMe tier below it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -15,6 +20,20 @@ class KvstoreConfig(BaseModel):
     )
     metrics: str | None = Field(None, description="host:port of /metrics; none when unset")
     capacity_mb: int = Field(256, ge=0, description="MiB of the DRAM tier; 0: directory only")
+    nvme_path: Path | None = Field(
+        None, description="directory of the NVMe tier, of its own; none when unset"
+    )
+    nvme_mb: int = Field(4096, ge=1, description="MiB of the NVMe tier")
+    transport: Transport = Field(
+        Transport.LOCAL, description="how pages travel: local, tcp or rdma, as the workers say"
+    )
+    admission: Literal["reuse", "all"] = Field(
+        "reuse",
+        description="which pages a tier takes: those used twice, of a live session or shared by "
+        "sessions; or all that are published",
+    )
+    sightings: int = Field(1 << 18, ge=1, description="pages whose use is remembered")
+    sessions: int = Field(65_536, ge=1, description="session leases at a time")
     in_flight_mb: int = Field(64, ge=1, description="MiB that offloads move at a time")
     offload_delay_s: float = Field(
         0.25, ge=0, description="how long a published page waits: hand-overs go first"

@@ -99,6 +99,10 @@ class Directory:
         """The holders of one page."""
         return (self._holders[name] for name in self._by_page.get(page, ()))
 
+    def worker_with(self, page: PageHash) -> Peer | None:
+        """A worker that has the page."""
+        return next((h.peer for h in self.holding(page) if not h.storage), None)
+
     def locate(self, chain: Sequence[PageHash]) -> list[tuple[Peer, int]]:
         """Holders of leading pages of a chain, longest first; storage after workers."""
         found: list[tuple[HolderState, int]] = []

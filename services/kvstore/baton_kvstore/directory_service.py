@@ -31,12 +31,12 @@ class DirectoryServicer(kv_pb2_grpc.KvDirectoryServiceServicer):
             raise Refusal(
                 errors.ERROR_REASON_MISSING_FIELD, "Publish: sequence 0 needs the cache identity"
             )
-        added, removed = _pages(request.added, "added"), _pages(request.removed, "removed")
+        added, removed = pages_of(request.added, "added"), pages_of(request.removed, "removed")
         in_order = self._store.publish(request, added, removed)
         return pb.PublishResponse(resync=not in_order)
 
     async def Locate(self, request: pb.LocateRequest, context: Context) -> pb.LocateResponse:
-        chain = _pages(request.page_hashes, "page_hashes")
+        chain = pages_of(request.page_hashes, "page_hashes")
         found = self._store.directory.locate(chain)
         return pb.LocateResponse(
             locations=[pb.LocateResponse.Location(holder=p, pages=n) for p, n in found]
@@ -50,7 +50,8 @@ class DirectoryServicer(kv_pb2_grpc.KvDirectoryServiceServicer):
             yield event
 
 
-def _pages(data: bytes, field: str) -> list[PageHash]:
+def pages_of(data: bytes, field: str) -> list[PageHash]:
+    """The identities in a field of a message. Raises Refusal for a torn one."""
     if len(data) % HASH_BYTES:
         raise Refusal(
             errors.ERROR_REASON_MALFORMED_MESSAGE,

@@ -3,12 +3,13 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import numpy as np
 
 from baton.v1.kv_pb2 import Peer
 from baton_kvstore.directory import HASH_BYTES, PageHash
+from baton_kvstore.judge import Judge
 from baton_kvstore.tier import TIER, Tier
 from baton_telemetry import KvstoreMetrics
 from baton_transfer import Puller
@@ -33,30 +34,34 @@ class Offloader:
         *,
         in_flight_bytes: int,
         delay_s: float,
+        judge: Judge,
+        room: Callable[[], Awaitable[None]],
         changed: Callable[[], None],
     ) -> None:
-        """`changed` is called when the pool has changes for the directory."""
+        """`room` is waited for before places are taken. `changed` is called when the pool has
+        changes for the directory."""
+        self._judge = judge
+        self._room = room
         self._tier = tier
         self._puller = puller
         self._metrics = metrics
         self._delay_s = delay_s
         self._changed = changed
-        self._batch = max(1, in_flight_bytes // _PULLS_AT_ONCE // tier.arena.page_bytes)
+        # Never more than half of DRAM: what came before is being saved there.
+        most = min(in_flight_bytes // tier.arena.page_bytes, tier.pool.num_pages // 2)
+        self._batch = max(1, most // _PULLS_AT_ONCE)
         self._slots = asyncio.Semaphore(_PULLS_AT_ONCE)
         self._waiting: dict[tuple[str, int], dict[PageHash, None]] = {}
         self._tasks: dict[tuple[str, int], asyncio.Task[None]] = {}
 
     def published(self, peer: Peer, added: Sequence[PageHash], removed: Sequence[PageHash]) -> None:
-        """A worker has these pages, and has not those. Never waits."""
+        """A worker has these pages, and has not those; what is admitted is taken. Never waits."""
         life = (peer.address, peer.epoch)
         waiting = self._waiting.setdefault(life, {})
         for page in removed:
             waiting.pop(page, None)
-        pool = self._tier.pool
         for page in added:
-            if pool.knows(page):
-                pool.touch(page)
-            else:
+            if not self._tier.pool.knows(page) and self._judge.admits(page):
                 waiting[page] = None
         while len(waiting) > _WAITING_PAGES:
             del waiting[next(iter(waiting))]
@@ -66,6 +71,24 @@ class Offloader:
         elif life not in self._tasks:
             holder = Peer(name=peer.name, address=peer.address, epoch=peer.epoch)
             self._tasks[life] = asyncio.create_task(self._drain(life, holder))
+
+    def wanted(
+        self, pages: Sequence[PageHash], holder_of: Callable[[PageHash], Peer | None]
+    ) -> None:
+        """These were used: those that are admitted now are taken from who has them."""
+        by_life: dict[tuple[str, int], tuple[Peer, list[PageHash]]] = {}
+        for page in pages:
+            holder = None if self._tier.pool.knows(page) else holder_of(page)
+            if holder is not None:
+                by_life.setdefault((holder.address, holder.epoch), (holder, []))[1].append(page)
+        for holder, theirs in by_life.values():
+            self.published(holder, theirs, ())
+
+    def unwanted(self, pages: Sequence[PageHash]) -> None:
+        """Nobody wants these any more."""
+        for waiting in self._waiting.values():
+            for page in pages:
+                waiting.pop(page, None)
 
     def gone(self, peer: Peer) -> None:
         """A holder died: what waits for it never comes."""
@@ -93,6 +116,7 @@ class Offloader:
             await asyncio.sleep(self._delay_s)
             while waiting:
                 async with self._slots:
+                    await self._room()
                     pages = self._take(waiting)
                     whole = not pages or await self._offload(holder, pages)
                 if not whole:
@@ -119,6 +143,7 @@ class Offloader:
         slots = pool.reserve(pages, started)
         self._metrics.evicted(TIER, pool.evicted - evicted)
         wanted = pages[: len(slots)]
+        self._again(holder, pages[len(slots) :])
         arrived = 0
         try:
             if not wanted:

@@ -6,9 +6,11 @@ from baton.v1 import kv_pb2 as pb
 from baton.v1.kv_pb2_grpc import (
     add_KvDirectoryServiceServicer_to_server,
     add_KvPeerServiceServicer_to_server,
+    add_KvSessionServiceServicer_to_server,
 )
 from baton_kvstore.config import KvstoreConfig
 from baton_kvstore.directory_service import DirectoryServicer
+from baton_kvstore.session_service import SessionServicer
 from baton_kvstore.store import Store
 from baton_rpc import Server, stop_signal
 from baton_telemetry import KvstoreMetrics, serve_metrics
@@ -20,7 +22,7 @@ log = logging.getLogger("baton.kvstore")
 async def serve(config: KvstoreConfig) -> None:
     """Runs until SIGTERM or SIGINT, then drains. Raises OSError when an address is taken."""
     stop = stop_signal()
-    configure_ucx()
+    configure_ucx(config.transport)
     metrics = KvstoreMetrics()
     me = pb.Peer(name=config.name, epoch=new_epoch())
     store = Store(config, me, metrics)
@@ -28,6 +30,7 @@ async def serve(config: KvstoreConfig) -> None:
         config.listen,
         [
             (DirectoryServicer(store), add_KvDirectoryServiceServicer_to_server),
+            (SessionServicer(store), add_KvSessionServiceServicer_to_server),
             (store.peers, add_KvPeerServiceServicer_to_server),
         ],
     )

@@ -1,24 +1,40 @@
-"""One kvstore's state: directory, watchers, and the tier once somebody has published."""
+"""One kvstore's state: directory, watchers, and the tiers once somebody has published."""
 
 import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from baton.v1 import errors_pb2 as errors
 from baton.v1 import kv_pb2 as pb
 from baton_kvstore.config import KvstoreConfig
 from baton_kvstore.directory import Directory, PageHash
+from baton_kvstore.judge import Judge
+from baton_kvstore.nvme import NVME, DiskFiles, NvmeTier
 from baton_kvstore.offload import Offloader
+from baton_kvstore.peers import TierServicer
 from baton_kvstore.tier import TIER, Tier, TierHolder, make_tier
 from baton_kvstore.watchers import Watchers
 from baton_rpc import Refusal
 from baton_telemetry import KvstoreMetrics
-from baton_transfer import WIRE_VERSION, KvPeerServicer, differing_field
+from baton_transfer import WIRE_VERSION, differing_field
 
 log = logging.getLogger("baton.kvstore")
 
 _TICK_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What a router told of a turn. `session` is empty for a prompt of no session."""
+
+    session: bytes
+    tenant: bytes
+    chain: Sequence[PageHash]
+    ttl_s: float
+    family: bytes
 
 
 class Store:
@@ -28,13 +44,19 @@ class Store:
         self.directory = Directory(config.holder_timeout_s)
         self.watchers = Watchers(config.watcher_queue)
         self.holder = TierHolder(metrics, config.lease_ttl_s)
-        self.peers = KvPeerServicer(self.holder, me)
+        self.peers = TierServicer(self.holder, me)
+        self.judge = Judge(
+            sightings=config.sightings,
+            sessions=config.sessions,
+            admit_all=config.admission == "all",
+        )
         self._config = config
         self._me = me
         self._metrics = metrics
         self._identity: pb.CacheIdentity | None = None
         self._opening: asyncio.Task[None] | None = None
         self._offloader: Offloader | None = None
+        self._disk: NvmeTier | None = None
         self._sequence = 0
         self._ticking = asyncio.create_task(self._tick())
 
@@ -53,6 +75,34 @@ class Store:
         self._tell()
         return in_order
 
+    def turns(self, turns: Sequence[Turn]) -> None:
+        """Turns are over: what they used is worth more, and may be taken."""
+        now = time.monotonic()
+        for turn in turns:
+            freed = self.judge.turn(
+                turn.session, turn.tenant, turn.chain, now, turn.ttl_s, turn.family
+            )
+            self._free(self.judge.over(freed))
+            tier = self.holder.tier
+            if tier is not None and self._offloader is not None:
+                tier.pool.judged_anew(turn.chain)
+                self._offloader.wanted(turn.chain, self.directory.worker_with)
+
+    def sessions_over(self, sessions: Sequence[bytes], had: Sequence[PageHash]) -> list[PageHash]:
+        """Sessions are closed; what of their pages, and of `had`, no other session has."""
+        freed = [page for session in sessions for page in self.judge.sessions.close(session)]
+        free = self.judge.over(list(dict.fromkeys([*freed, *had])))
+        self._free(free)
+        return free
+
+    def _free(self, pages: Sequence[PageHash]) -> None:
+        tier = self.holder.tier
+        if not pages or tier is None or self._offloader is None:
+            return
+        self._offloader.unwanted(pages)
+        if tier.pool.drop(pages):
+            self._tier_changed()
+
     async def close(self) -> None:
         """Ends offloads and the tier. The servers are stopped already."""
         self._ticking.cancel()
@@ -62,6 +112,8 @@ class Store:
         await asyncio.wait(tasks)
         if self._offloader is not None:
             await self._offloader.close()
+        if self._disk is not None:
+            await self._disk.close()
         if self.holder.tier is not None:
             self.holder.tier.close()
 
@@ -87,8 +139,18 @@ class Store:
             )
 
     async def _open(self, identity: pb.CacheIdentity) -> None:
+        """Any failure leaves a directory without tiers, and says so."""
+        try:
+            await self._open_tiers(identity)
+        except (OSError, ValueError, RuntimeError) as error:
+            log.error("no tiers, this is a directory only: %s", error)
+
+    async def _open_tiers(self, identity: pb.CacheIdentity) -> None:
         capacity = self._config.capacity_mb << 20
-        tier = await asyncio.to_thread(make_tier, self._me, identity, capacity)
+        saves = self._config.nvme_path is not None
+        tier = await asyncio.to_thread(
+            make_tier, self._me, identity, capacity, self.judge, saves=saves
+        )
         if tier is None:
             log.warning(
                 "no DRAM tier: capacity_mb %d, cache groups %s; this is a directory only",
@@ -96,6 +158,10 @@ class Store:
                 [(group.name, group.page_bytes) for group in identity.groups],
             )
             return
+        self.judge.page_tokens = identity.page_size
+        self.judge.page_bytes = tier.arena.page_bytes
+        if self._config.nvme_path is not None:
+            self._disk = self.peers.disk = await self._open_disk(self._config.nvme_path, tier)
         in_flight = self._config.in_flight_mb << 20
         self._offloader = Offloader(
             tier,
@@ -103,6 +169,8 @@ class Store:
             self._metrics,
             in_flight_bytes=in_flight,
             delay_s=self._config.offload_delay_s,
+            judge=self.judge,
+            room=self._room,
             changed=self._tier_changed,
         )
         self.holder.tier = tier
@@ -110,6 +178,27 @@ class Store:
         log.info("DRAM tier: %d pages of %d bytes", tier.pool.num_pages, tier.arena.page_bytes)
         self._tier_changed()
         self._catch_up(self._offloader)
+
+    async def _open_disk(self, path: Path, tier: Tier) -> NvmeTier:
+        try:
+            files = await asyncio.to_thread(
+                DiskFiles.open, path, tier.identity, tier.arena, self._config.nvme_mb << 20
+            )
+        except BaseException:
+            tier.close()
+            raise
+        log.info(
+            "NVMe tier: up to %d pages in %s by %s, %s",
+            files.most_slots,
+            path,
+            files.writer.queue.name.lower(),
+            "direct" if files.writer.direct else "through the page cache",
+        )
+        return NvmeTier(files, tier.pool, self.judge, self._metrics, self._tier_changed)
+
+    async def _room(self) -> None:
+        if self._disk is not None:
+            await self._disk.room()
 
     def _catch_up(self, offloader: Offloader) -> None:
         """What was published before the tier was there."""
@@ -122,6 +211,8 @@ class Store:
         tier = self.holder.tier
         if tier is None:
             return
+        if self._disk is not None:
+            self._disk.wake()
         added, removed = tier.pool.take_changes()
         now = time.monotonic()
         self.directory.publish(self._me, self._sequence, added, removed, now, storage=True)
@@ -136,10 +227,17 @@ class Store:
         pool = tier.pool
         self._metrics.tier(
             TIER,
-            pages=pool.held,
-            held_bytes=pool.held * tier.arena.page_bytes,
+            pages=pool.in_dram,
+            held_bytes=pool.in_dram * tier.arena.page_bytes,
             capacity_pages=pool.num_pages,
         )
+        if self._disk is not None:
+            self._metrics.tier(
+                NVME,
+                pages=len(pool.disk),
+                held_bytes=len(pool.disk) * tier.arena.page_bytes,
+                capacity_pages=pool.disk.capacity,
+            )
 
     async def _tick(self) -> None:
         while True:
@@ -155,7 +253,10 @@ class Store:
                 self._metrics.holder_expired()
                 if self._offloader is not None:
                     self._offloader.gone(peer)
+            self._free(self.judge.over(self.judge.sessions.expire(now)))
             self._tell()
+            self._metrics.sessions.set(len(self.judge.sessions))
+            self._metrics.session_pages.set(self.judge.sessions.pages)
             self._metrics.directory_pages.set(self.directory.pages)
             self._metrics.directory_entries.set(self.directory.entries)
             self._metrics.holders.set(self.directory.holders)

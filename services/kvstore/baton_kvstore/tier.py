@@ -1,4 +1,4 @@
-"""The DRAM tier as a holder: memory, pool, the agent that others read from, and our own reader."""
+"""DRAM as a holder: memory, pool, the agent that others read from, and our own reader."""
 
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from baton.v1.kv_pb2 import CacheIdentity, Handover, Peer
 from baton_kvstore.directory import split_hashes
+from baton_kvstore.judge import Judge
 from baton_kvstore.pool import PagePool
 from baton_telemetry import KvstoreMetrics
 from baton_transfer import (
@@ -50,20 +51,25 @@ class Tier:
         self.exporter.close()
 
 
-def make_tier(me: Peer, identity: CacheIdentity, capacity_bytes: int) -> Tier | None:
-    """Allocates the tier; None when not one page fits or there are several groups.
+def make_tier(
+    me: Peer, identity: CacheIdentity, capacity_bytes: int, judge: Judge, *, saves: bool
+) -> Tier | None:
+    """Allocates the tier; None when not one page fits, or when pages differ in size.
 
-    Takes half a second (NIXL's first agent loads UCX): not on the event loop.
+    A page of any cache group is a page: an identity names its group too. But one arena has pages
+    of one size. `saves`: a disk is below. Takes half a second (NIXL's first agent loads UCX): not
+    on the event loop.
     """
-    if len(identity.groups) != 1:
+    sizes = {group.page_bytes for group in identity.groups}
+    if len(sizes) != 1:
         return None
-    page_bytes = identity.groups[0].page_bytes
+    page_bytes = sizes.pop()
     num_pages = capacity_bytes // page_bytes if page_bytes else 0
     if not num_pages:
         return None
     arena = PageArena.allocate(page_bytes=page_bytes, num_pages=num_pages)
     # Leases of an earlier life are fenced by the epoch; ids need not differ.
-    pool = PagePool(num_pages)
+    pool = PagePool(num_pages, judge, saves=saves)
     exporter = Exporter(me.name, me.epoch, arena)
     reader = PageReader(f"{me.name}-{me.epoch:x}-offload", arena)
     return Tier(identity, arena, pool, exporter, reader)

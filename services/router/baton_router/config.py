@@ -1,7 +1,7 @@
 """What a router is told at its start. Unknown keys are errors."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -80,7 +80,10 @@ class LimitsConfig(_Section):
         default=0.2, description="for the prefill worker's figures, when nothing else has them"
     )
     reconnect_s: Positive = Field(default=1.0, description="longest pause between dial attempts")
-    sessions: int = Field(default=65_536, ge=1, description="sessions whose worker is remembered")
+    sessions: int = Field(default=65_536, ge=1, description="session leases at a time")
+    session_ttl_s: Positive = Field(
+        default=600.0, description="a session without a turn for so long is over"
+    )
     hinted_pages: int = Field(
         default=262_144, ge=1, description="pages remembered from our own requests"
     )
@@ -95,6 +98,10 @@ class RouterConfig(_Section):
     model: ModelConfig
     workers: WorkersConfig
     kvstore: Address | None = Field(default=None, description="address of the page directory")
+    gateway: Literal["smg"] | None = Field(
+        default=None,
+        description="serve this gateway's worker protocol beside baton.v1; needs [gateway]",
+    )
     routing: RoutingConfig = RoutingConfig()
     limits: LimitsConfig = LimitsConfig()
 

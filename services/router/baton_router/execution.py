@@ -253,6 +253,7 @@ class Execution:
         )
 
     async def __aenter__(self) -> "Execution":
+        self._placer.turn_began()
         return self
 
     async def __aexit__(
@@ -266,3 +267,4 @@ class Execution:
             if not last.over:
                 last.cancel()
             last.leave(self.ledger if self.ending is not None else None)
+        self._placer.turn_ended(self.ledger)

@@ -2,11 +2,11 @@
 
 import asyncio
 import logging
-from collections import OrderedDict
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from baton.v1 import errors_pb2 as errors
+from baton.v1 import inference_pb2 as pb
 from baton.v1 import worker_pb2 as wire
 from baton_router.attempt import Attempt
 from baton_router.config import RouterConfig
@@ -14,6 +14,7 @@ from baton_router.ledger import Ledger, token_list
 from baton_router.page_index import Held, PageIndex
 from baton_router.pool import WorkerPool
 from baton_router.routing import Plan, Prompt, choose
+from baton_router.sessions import Sessions
 from baton_router.usage import AttemptCost
 from baton_router.worker_link import Listener
 from baton_rpc import Refusal
@@ -30,6 +31,7 @@ class Terms:
     sampling: wire.ResolvedSampling
     stop: wire.ResolvedStop
     logprobs: int | None
+    constraint: pb.Constraint | None
     tenant: str
     session: bytes  # key of the session, empty without one
 
@@ -42,7 +44,7 @@ class Placer:
         terms: Terms,
         pool: WorkerPool,
         index: PageIndex,
-        sessions: "Sessions",
+        sessions: Sessions,
         config: RouterConfig,
         metrics: RouterMetrics,
     ) -> None:
@@ -56,6 +58,19 @@ class Placer:
     def eos_of(self, ledger: Ledger) -> frozenset[int]:
         """The ids that end the text by themselves."""
         return frozenset(self._terms.stop.eos_token_ids)
+
+    def turn_began(self) -> None:
+        """The request is about to run."""
+        self._sessions.turn_began(self._terms.session)
+
+    def turn_ended(self, ledger: Ledger) -> None:
+        """The request is over; what it has computed is its session's."""
+        cache, chain = self._pool.cache, b""
+        key = self._pool.cache_key(self._terms.tenant)
+        if cache is not None:
+            # The last token's entries are never computed.
+            chain = page_hashes(ledger.sequence()[:-1], cache.page_size, key).tobytes()
+        self._sessions.turn_ended(self._terms.session, key, chain)
 
     async def place(
         self,
@@ -126,6 +141,7 @@ class Placer:
             stop=terms.stop,
             logprobs=terms.logprobs,
             cache_key=cache_key,
+            constraint=terms.constraint,
         )
 
     def _dispatch(
@@ -181,27 +197,6 @@ class Placer:
                 f"({len(ledger.emitted)} tokens had been emitted); try again later",
                 {"emitted": str(len(ledger.emitted))},
             ) from None
-
-
-class Sessions:
-    """Which decode worker a session was last on; the longest unused are forgotten first."""
-
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-        self._workers: OrderedDict[bytes, str] = OrderedDict()
-
-    def worker(self, session: bytes) -> str:
-        """The worker's name; empty when there is none."""
-        return self._workers.get(session, "") if session else ""
-
-    def moved(self, session: bytes, worker: str) -> None:
-        """The session is on this worker from now on."""
-        if not session:
-            return
-        self._workers[session] = worker
-        self._workers.move_to_end(session)
-        if len(self._workers) > self._capacity:
-            self._workers.popitem(last=False)
 
 
 def _source(held: Held) -> wire.PageSource:

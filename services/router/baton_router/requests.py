@@ -1,6 +1,5 @@
 """Client messages to what the router runs: validated, tokenised, every default filled in."""
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,11 +17,13 @@ from baton_router.placing import Terms
 from baton_router.pool import WorkerPool
 from baton_router.sampling import (
     first_outside,
+    resolve_constraint,
     resolve_logprobs,
     resolve_max_tokens,
     resolve_sampling,
     resolve_stop,
 )
+from baton_router.sessions import session_key
 from baton_router.text_stream import TextStream
 from baton_router.tokenizing import TextCodec
 from baton_router.tools import check_choice, template_tools
@@ -156,8 +157,9 @@ class RequestReader:
             sampling=resolve_sampling(request.sampling, card),
             stop=stop,
             logprobs=resolve_logprobs(request.output),
+            constraint=resolve_constraint(request.output, stop),
             tenant=request.tenant,
-            session=_session_key(request.tenant, request.session_id),
+            session=session_key(request.tenant, request.session_id),
         )
         ledger = Ledger(
             prompt=prompt,
@@ -197,13 +199,6 @@ class RequestReader:
         return self.codec.decode(
             list(request.token_ids), skip_special_tokens=request.skip_special_tokens
         )
-
-
-def _session_key(tenant: str, session: str) -> bytes:
-    if not session:
-        return b""
-    framed = len(tenant.encode()).to_bytes(8, "little") + (tenant + session).encode()
-    return hashlib.blake2b(framed, digest_size=16).digest()
 
 
 def _missing(field: str, what: str) -> Refusal:

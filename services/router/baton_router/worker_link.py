@@ -110,6 +110,7 @@ class WorkerLink:
             running=pool.running + unseen,
             waiting=pool.waiting,
             pending_tokens=self.pending_tokens,
+            alone=self.hello.alone,
         )
 
     # ---- commands
@@ -129,6 +130,12 @@ class WorkerLink:
         self._send(
             wire.Command(prefill_lost=wire.PrefillLost(request_id=request_id, attempt=attempt))
         )
+
+    def forget(self, hashes: bytes) -> None:
+        """Nobody will ask for these pages again, n x 16 bytes."""
+        for first in range(0, len(hashes), _BATCH_BYTES):
+            part = hashes[first : first + _BATCH_BYTES]
+            self._send(wire.Command(forget=wire.ForgetPages(page_hashes=part)))
 
     def detach(self, request_id: str, attempt: int) -> None:
         """Nobody listens to this execution any more."""

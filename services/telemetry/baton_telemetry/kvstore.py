@@ -34,6 +34,18 @@ class KvstoreMetrics(RoleMetrics):
             "offload_failures_total", "Offloads that brought less than was asked for.", "cause"
         )
 
+        self._restored = self._counter(
+            "tier_restored_pages_total", "Pages brought up from a tier to DRAM.", "tier"
+        )
+        self._dropped = self._counter(
+            "tier_dropped_pages_total", "Pages that were not what they should be.", "tier", "cause"
+        )
+        self._refusals = self._counter(
+            "disk_refusals_total", "Times that the disk took no pages.", "cause"
+        )
+        self.sessions = self._gauge("session_leases", "Sessions with a lease.")
+        self.session_pages = self._gauge("session_lease_pages", "Pages that leases name.")
+
     def published(self, *, resync: bool) -> None:
         """A holder's update was taken, or answered with a demand to resync."""
         (self._resyncs if resync else self._publishes).inc()
@@ -66,3 +78,16 @@ class KvstoreMetrics(RoleMetrics):
         """A reader wanted `pages`; `held` of them could be leased."""
         self._asked.labels(tier).inc(pages)
         self._hits.labels(tier).inc(held)
+
+    def restored(self, tier: str, pages: int) -> None:
+        """Pages came up from a tier, whole."""
+        self._restored.labels(tier).inc(pages)
+
+    def dropped(self, tier: str, cause: str, pages: int) -> None:
+        """Pages of a tier were torn or changed, and are held no more; `cause` is one word."""
+        if pages:
+            self._dropped.labels(tier, cause).inc(pages)
+
+    def disk_refused(self, cause: str) -> None:
+        """The disk is full or failed; `cause` is one word."""
+        self._refusals.labels(cause).inc()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
@@ -20,6 +20,8 @@ class WorkerConfig(EngineConfig):
     advertise: Address | None = None
     metrics: Address | None = None  # None: no /metrics route
     kvstore: Address | None = None  # None: nobody learns which pages are held here
+    # Also let this gateway drive us without a router; needs the extra [gateway].
+    gateway: Literal["smg"] | None = None
     # How long running requests may go on after SIGTERM.
     drain_s: Annotated[float, Field(ge=0, le=3600)] = 30.0
 

@@ -8,6 +8,7 @@ a holder that reuses every page it may.
 
 import heapq
 import random
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -271,3 +272,19 @@ def run_schedule(seed: int) -> tuple[int, int]:
     assert holder.book.leased_pages == 0
     assert not reader.busy, "a target page never came out of quarantine"
     return reader.accepted, reader.rejected
+
+
+def explore(first: int, count: int) -> tuple[int, int]:
+    """Schedules first ... first + count - 1; the sums of run_schedule."""
+    accepted = rejected = 0
+    for seed in range(first, first + count):
+        try:
+            good, bad = run_schedule(seed)
+        except AssertionError as error:
+            raise AssertionError(f"schedule {seed}: {error}") from error
+        accepted, rejected = accepted + good, rejected + bad
+    return accepted, rejected
+
+
+if __name__ == "__main__":
+    print(*explore(int(sys.argv[1]), int(sys.argv[2])))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
+import numpy as np
 
 from baton.v1 import worker_pb2 as wire
 from baton.v1 import worker_pb2_grpc
@@ -18,11 +19,13 @@ from baton_engine import (
     Event,
     Failed,
     FailReason,
+    Grammar,
     PoolState,
     StepEvents,
 )
 from baton_rpc import Server, channel
 from baton_transfer import WIRE_VERSION
+from baton_worker.constraints import Constraints
 from baton_worker.desk import Desk
 from baton_worker.role import Role
 from baton_worker.servicer import WorkerServicer
@@ -42,6 +45,7 @@ class FakeEngine:
     submitted: list[EngineRequest] = field(default_factory=list)
     cancelled: list[tuple[str, int]] = field(default_factory=list)
     lost: list[tuple[str, int]] = field(default_factory=list)
+    forgotten: list[bytes] = field(default_factory=list)
     refuse: EngineRefusal | None = None
     failures: list[str] = field(default_factory=list)
     steps: int = 0
@@ -60,6 +64,10 @@ class FakeEngine:
     def prefill_lost(self, request_id: str, attempt: int) -> bool:
         self.lost.append((request_id, attempt))
         return True
+
+    def forget(self, hashes: np.ndarray) -> int:
+        self.forgotten += [row.tobytes() for row in hashes]
+        return len(hashes)
 
     def request_failed(self, reason: str) -> None:
         self.failures.append(reason)
@@ -126,10 +134,17 @@ class Worker:
                 await asyncio.sleep(0.005)
 
 
+class NoConstraints:
+    """For tests that send none."""
+
+    async def grammar(self, start: wire.StartRequest) -> Grammar:
+        raise AssertionError("no constraint was expected")
+
+
 @asynccontextmanager
-async def worker(role: Role) -> AsyncIterator[Worker]:
+async def worker(role: Role, constraints: Constraints | None = None) -> AsyncIterator[Worker]:
     engine = FakeEngine()
-    desk = Desk(engine, role, VOCAB, engine)
+    desk = Desk(engine, role, VOCAB, engine, constraints or NoConstraints())
     hello = wire.WorkerHello(worker="w", role=role.wire, wire_version=WIRE_VERSION)
     mount = (
         WorkerServicer(desk, lambda: hello),

@@ -143,6 +143,20 @@ async def test_cancel_and_prefill_lost_reach_the_engine() -> None:
         assert told.failed.reason == errors.ERROR_REASON_CANCELLED
 
 
+async def test_forgotten_pages_reach_the_engine_and_torn_ones_end_the_stream() -> None:
+    async with worker(DECODE) as w:
+        router = await w.router()
+        pages = [bytes([i]) * 16 for i in range(3)]
+        await router.send(wire.Command(forget=wire.ForgetPages(page_hashes=b"".join(pages))))
+        await w.until(lambda: w.engine.forgotten == pages)
+        await router.send(wire.Command(forget=wire.ForgetPages(page_hashes=b"torn")))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await router.updates(1)
+        refusal = refusal_of(caught.value)
+        assert refusal is not None
+        assert refusal.reason == errors.ERROR_REASON_MALFORMED_MESSAGE
+
+
 async def test_a_prefill_worker_reports_the_end_and_its_cost_only() -> None:
     async with worker(PREFILL) as w:
         router = await w.router()

@@ -45,6 +45,16 @@ class InferenceServiceStub(object):
                 request_serializer=baton_dot_v1_dot_inference__pb2.ChatRequest.SerializeToString,
                 response_deserializer=baton_dot_v1_dot_inference__pb2.ChatResponse.FromString,
                 _registered_method=True)
+        self.CloseSession = channel.unary_unary(
+                '/baton.v1.InferenceService/CloseSession',
+                request_serializer=baton_dot_v1_dot_inference__pb2.CloseSessionRequest.SerializeToString,
+                response_deserializer=baton_dot_v1_dot_inference__pb2.CloseSessionResponse.FromString,
+                _registered_method=True)
+        self.ForkSession = channel.unary_unary(
+                '/baton.v1.InferenceService/ForkSession',
+                request_serializer=baton_dot_v1_dot_inference__pb2.ForkSessionRequest.SerializeToString,
+                response_deserializer=baton_dot_v1_dot_inference__pb2.ForkSessionResponse.FromString,
+                _registered_method=True)
         self.GetModel = channel.unary_unary(
                 '/baton.v1.InferenceService/GetModel',
                 request_serializer=baton_dot_v1_dot_inference__pb2.GetModelRequest.SerializeToString,
@@ -81,6 +91,23 @@ class InferenceServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CloseSession(self, request, context):
+        """Ends a session: every copy of its pages that no other session has is freed,
+        on workers and in the kvstore. Turns that still run end as they would, and
+        the session with them. A session that nobody knows is over already.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ForkSession(self, request, context):
+        """A second session with the pages of the first, for a sub-agent: neither
+        one's end takes pages from the other. NOT_FOUND without the first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetModel(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -111,6 +138,16 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.Chat,
                     request_deserializer=baton_dot_v1_dot_inference__pb2.ChatRequest.FromString,
                     response_serializer=baton_dot_v1_dot_inference__pb2.ChatResponse.SerializeToString,
+            ),
+            'CloseSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.CloseSession,
+                    request_deserializer=baton_dot_v1_dot_inference__pb2.CloseSessionRequest.FromString,
+                    response_serializer=baton_dot_v1_dot_inference__pb2.CloseSessionResponse.SerializeToString,
+            ),
+            'ForkSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForkSession,
+                    request_deserializer=baton_dot_v1_dot_inference__pb2.ForkSessionRequest.FromString,
+                    response_serializer=baton_dot_v1_dot_inference__pb2.ForkSessionResponse.SerializeToString,
             ),
             'GetModel': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModel,
@@ -183,6 +220,60 @@ class InferenceService(object):
             '/baton.v1.InferenceService/Chat',
             baton_dot_v1_dot_inference__pb2.ChatRequest.SerializeToString,
             baton_dot_v1_dot_inference__pb2.ChatResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CloseSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.InferenceService/CloseSession',
+            baton_dot_v1_dot_inference__pb2.CloseSessionRequest.SerializeToString,
+            baton_dot_v1_dot_inference__pb2.CloseSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForkSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.InferenceService/ForkSession',
+            baton_dot_v1_dot_inference__pb2.ForkSessionRequest.SerializeToString,
+            baton_dot_v1_dot_inference__pb2.ForkSessionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -18,6 +18,44 @@ LEASE_VERDICT_UNSPECIFIED: LeaseVerdict
 LEASE_VERDICT_VALID: LeaseVerdict
 LEASE_VERDICT_EXPIRED: LeaseVerdict
 
+class RenewSessionsRequest(_message.Message):
+    __slots__ = ("turns",)
+    TURNS_FIELD_NUMBER: _ClassVar[int]
+    turns: _containers.RepeatedCompositeFieldContainer[SessionTurn]
+    def __init__(self, turns: _Optional[_Iterable[_Union[SessionTurn, _Mapping]]] = ...) -> None: ...
+
+class SessionTurn(_message.Message):
+    __slots__ = ("session", "tenant", "page_hashes", "ttl_ms", "family")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    PAGE_HASHES_FIELD_NUMBER: _ClassVar[int]
+    TTL_MS_FIELD_NUMBER: _ClassVar[int]
+    FAMILY_FIELD_NUMBER: _ClassVar[int]
+    session: bytes
+    tenant: bytes
+    page_hashes: bytes
+    ttl_ms: int
+    family: bytes
+    def __init__(self, session: _Optional[bytes] = ..., tenant: _Optional[bytes] = ..., page_hashes: _Optional[bytes] = ..., ttl_ms: _Optional[int] = ..., family: _Optional[bytes] = ...) -> None: ...
+
+class RenewSessionsResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class CloseSessionsRequest(_message.Message):
+    __slots__ = ("sessions", "page_hashes")
+    SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    PAGE_HASHES_FIELD_NUMBER: _ClassVar[int]
+    sessions: _containers.RepeatedScalarFieldContainer[bytes]
+    page_hashes: bytes
+    def __init__(self, sessions: _Optional[_Iterable[bytes]] = ..., page_hashes: _Optional[bytes] = ...) -> None: ...
+
+class CloseSessionsResponse(_message.Message):
+    __slots__ = ("page_hashes",)
+    PAGE_HASHES_FIELD_NUMBER: _ClassVar[int]
+    page_hashes: bytes
+    def __init__(self, page_hashes: _Optional[bytes] = ...) -> None: ...
+
 class Peer(_message.Message):
     __slots__ = ("name", "address", "epoch")
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -87,6 +125,26 @@ class ExportedMemory(_message.Message):
     pages: int
     device: int
     def __init__(self, agent: _Optional[str] = ..., agent_metadata: _Optional[bytes] = ..., memory_type: _Optional[str] = ..., base: _Optional[int] = ..., page_bytes: _Optional[int] = ..., pages: _Optional[int] = ..., device: _Optional[int] = ...) -> None: ...
+
+class LeaseRequest(_message.Message):
+    __slots__ = ("acquire", "renew", "release")
+    ACQUIRE_FIELD_NUMBER: _ClassVar[int]
+    RENEW_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    acquire: AcquireRequest
+    renew: RenewRequest
+    release: ReleaseRequest
+    def __init__(self, acquire: _Optional[_Union[AcquireRequest, _Mapping]] = ..., renew: _Optional[_Union[RenewRequest, _Mapping]] = ..., release: _Optional[_Union[ReleaseRequest, _Mapping]] = ...) -> None: ...
+
+class LeaseResponse(_message.Message):
+    __slots__ = ("acquire", "renew", "release")
+    ACQUIRE_FIELD_NUMBER: _ClassVar[int]
+    RENEW_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    acquire: AcquireResponse
+    renew: RenewResponse
+    release: ReleaseResponse
+    def __init__(self, acquire: _Optional[_Union[AcquireResponse, _Mapping]] = ..., renew: _Optional[_Union[RenewResponse, _Mapping]] = ..., release: _Optional[_Union[ReleaseResponse, _Mapping]] = ...) -> None: ...
 
 class AcquireRequest(_message.Message):
     __slots__ = ("reader", "epoch", "page_hashes", "ttl_ms")

@@ -42,20 +42,10 @@ class KvPeerServiceStub(object):
                 request_serializer=baton_dot_v1_dot_kv__pb2.HandshakeRequest.SerializeToString,
                 response_deserializer=baton_dot_v1_dot_kv__pb2.HandshakeResponse.FromString,
                 _registered_method=True)
-        self.Acquire = channel.unary_unary(
-                '/baton.v1.KvPeerService/Acquire',
-                request_serializer=baton_dot_v1_dot_kv__pb2.AcquireRequest.SerializeToString,
-                response_deserializer=baton_dot_v1_dot_kv__pb2.AcquireResponse.FromString,
-                _registered_method=True)
-        self.Renew = channel.unary_unary(
-                '/baton.v1.KvPeerService/Renew',
-                request_serializer=baton_dot_v1_dot_kv__pb2.RenewRequest.SerializeToString,
-                response_deserializer=baton_dot_v1_dot_kv__pb2.RenewResponse.FromString,
-                _registered_method=True)
-        self.Release = channel.unary_unary(
-                '/baton.v1.KvPeerService/Release',
-                request_serializer=baton_dot_v1_dot_kv__pb2.ReleaseRequest.SerializeToString,
-                response_deserializer=baton_dot_v1_dot_kv__pb2.ReleaseResponse.FromString,
+        self.Lease = channel.stream_stream(
+                '/baton.v1.KvPeerService/Lease',
+                request_serializer=baton_dot_v1_dot_kv__pb2.LeaseRequest.SerializeToString,
+                response_deserializer=baton_dot_v1_dot_kv__pb2.LeaseResponse.FromString,
                 _registered_method=True)
         self.WatchHandovers = channel.unary_stream(
                 '/baton.v1.KvPeerService/WatchHandovers',
@@ -76,20 +66,11 @@ class KvPeerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Acquire(self, request, context):
-        """Missing associated documentation comment in .proto file."""
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def Renew(self, request, context):
-        """Missing associated documentation comment in .proto file."""
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def Release(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+    def Lease(self, request_iterator, context):
+        """Leases are asked for, renewed and ended on one stream per pair: a message costs a quarter of
+        a call. Each request gets one answer, in the order of the requests. A refusal ends the stream;
+        leases outlive it, by the holder's clock.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -110,20 +91,10 @@ def add_KvPeerServiceServicer_to_server(servicer, server):
                     request_deserializer=baton_dot_v1_dot_kv__pb2.HandshakeRequest.FromString,
                     response_serializer=baton_dot_v1_dot_kv__pb2.HandshakeResponse.SerializeToString,
             ),
-            'Acquire': grpc.unary_unary_rpc_method_handler(
-                    servicer.Acquire,
-                    request_deserializer=baton_dot_v1_dot_kv__pb2.AcquireRequest.FromString,
-                    response_serializer=baton_dot_v1_dot_kv__pb2.AcquireResponse.SerializeToString,
-            ),
-            'Renew': grpc.unary_unary_rpc_method_handler(
-                    servicer.Renew,
-                    request_deserializer=baton_dot_v1_dot_kv__pb2.RenewRequest.FromString,
-                    response_serializer=baton_dot_v1_dot_kv__pb2.RenewResponse.SerializeToString,
-            ),
-            'Release': grpc.unary_unary_rpc_method_handler(
-                    servicer.Release,
-                    request_deserializer=baton_dot_v1_dot_kv__pb2.ReleaseRequest.FromString,
-                    response_serializer=baton_dot_v1_dot_kv__pb2.ReleaseResponse.SerializeToString,
+            'Lease': grpc.stream_stream_rpc_method_handler(
+                    servicer.Lease,
+                    request_deserializer=baton_dot_v1_dot_kv__pb2.LeaseRequest.FromString,
+                    response_serializer=baton_dot_v1_dot_kv__pb2.LeaseResponse.SerializeToString,
             ),
             'WatchHandovers': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchHandovers,
@@ -172,7 +143,7 @@ class KvPeerService(object):
             _registered_method=True)
 
     @staticmethod
-    def Acquire(request,
+    def Lease(request_iterator,
             target,
             options=(),
             channel_credentials=None,
@@ -182,66 +153,12 @@ class KvPeerService(object):
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
+        return grpc.experimental.stream_stream(
+            request_iterator,
             target,
-            '/baton.v1.KvPeerService/Acquire',
-            baton_dot_v1_dot_kv__pb2.AcquireRequest.SerializeToString,
-            baton_dot_v1_dot_kv__pb2.AcquireResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def Renew(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/baton.v1.KvPeerService/Renew',
-            baton_dot_v1_dot_kv__pb2.RenewRequest.SerializeToString,
-            baton_dot_v1_dot_kv__pb2.RenewResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def Release(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/baton.v1.KvPeerService/Release',
-            baton_dot_v1_dot_kv__pb2.ReleaseRequest.SerializeToString,
-            baton_dot_v1_dot_kv__pb2.ReleaseResponse.FromString,
+            '/baton.v1.KvPeerService/Lease',
+            baton_dot_v1_dot_kv__pb2.LeaseRequest.SerializeToString,
+            baton_dot_v1_dot_kv__pb2.LeaseResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -435,6 +352,130 @@ class KvDirectoryService(object):
             '/baton.v1.KvDirectoryService/Watch',
             baton_dot_v1_dot_kv__pb2.WatchRequest.SerializeToString,
             baton_dot_v1_dot_kv__pb2.WatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class KvSessionServiceStub(object):
+    """What chains are used by whom, as routers tell it. Served by the kvstore: it
+    decides by this what it keeps. Its leases end by themselves when no router
+    renews them.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.RenewSessions = channel.unary_unary(
+                '/baton.v1.KvSessionService/RenewSessions',
+                request_serializer=baton_dot_v1_dot_kv__pb2.RenewSessionsRequest.SerializeToString,
+                response_deserializer=baton_dot_v1_dot_kv__pb2.RenewSessionsResponse.FromString,
+                _registered_method=True)
+        self.CloseSessions = channel.unary_unary(
+                '/baton.v1.KvSessionService/CloseSessions',
+                request_serializer=baton_dot_v1_dot_kv__pb2.CloseSessionsRequest.SerializeToString,
+                response_deserializer=baton_dot_v1_dot_kv__pb2.CloseSessionsResponse.FromString,
+                _registered_method=True)
+
+
+class KvSessionServiceServicer(object):
+    """What chains are used by whom, as routers tell it. Served by the kvstore: it
+    decides by this what it keeps. Its leases end by themselves when no router
+    renews them.
+    """
+
+    def RenewSessions(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CloseSessions(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_KvSessionServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'RenewSessions': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenewSessions,
+                    request_deserializer=baton_dot_v1_dot_kv__pb2.RenewSessionsRequest.FromString,
+                    response_serializer=baton_dot_v1_dot_kv__pb2.RenewSessionsResponse.SerializeToString,
+            ),
+            'CloseSessions': grpc.unary_unary_rpc_method_handler(
+                    servicer.CloseSessions,
+                    request_deserializer=baton_dot_v1_dot_kv__pb2.CloseSessionsRequest.FromString,
+                    response_serializer=baton_dot_v1_dot_kv__pb2.CloseSessionsResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'baton.v1.KvSessionService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('baton.v1.KvSessionService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class KvSessionService(object):
+    """What chains are used by whom, as routers tell it. Served by the kvstore: it
+    decides by this what it keeps. Its leases end by themselves when no router
+    renews them.
+    """
+
+    @staticmethod
+    def RenewSessions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.KvSessionService/RenewSessions',
+            baton_dot_v1_dot_kv__pb2.RenewSessionsRequest.SerializeToString,
+            baton_dot_v1_dot_kv__pb2.RenewSessionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CloseSessions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.KvSessionService/CloseSessions',
+            baton_dot_v1_dot_kv__pb2.CloseSessionsRequest.SerializeToString,
+            baton_dot_v1_dot_kv__pb2.CloseSessionsResponse.FromString,
             options,
             channel_credentials,
             insecure,
