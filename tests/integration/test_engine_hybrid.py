@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -118,6 +120,45 @@ async def test_tight_pools_retract_and_still_give_the_same_tokens(
         if "num_pages" in tight:
             assert worker.pool.retractions > 0
         await worker.settled()
+
+
+async def test_a_storm_of_prefixes_and_cancellations(
+    checkpoint: Path, reference: Reference
+) -> None:
+    """Requests over one trunk start and end at any moment; who finishes has the right tokens."""
+    rng = random.Random(11)
+    trunk = prompts(reference.vocab_size, [150], seed=11)[0]
+    limits = {"num_pages": 40, "max_context": 320, "state_pages": 13, "snapshot_every": 16}
+    finished: list[tuple[list[int], list[int]]] = []
+
+    async with running(checkpoint, "fused", max_running=6, max_chunk_tokens=48, **limits) as worker:
+
+        async def one(name: str) -> None:
+            prompt = trunk[: rng.randrange(1, 150)] + [rng.randrange(2000)] * rng.randrange(0, 30)
+            attempt = worker.submit(name, prompt, rng.choice([1, 3, 12, 20]))
+            if rng.random() < 0.3:
+                await asyncio.sleep(rng.random() * 0.1)
+                worker.engine.cancel(name, 1)
+            end = await attempt.ended(60)
+            if isinstance(end, Done):
+                finished.append((prompt, attempt.tokens))
+            else:
+                assert end.reason is FailReason.CANCELLED, end
+
+        async with asyncio.TaskGroup() as group:
+            for i in range(50):
+                group.create_task(one(f"s{i}"))
+                await asyncio.sleep(rng.random() * 0.01)
+        await worker.settled()
+        core = worker.engine._loaded.core
+        with core.lock:
+            assert core.scheduler.check_invariants() == ""
+            states = core.scheduler.pool_stats(1)
+        assert states.free + states.cached == states.total
+        assert worker.pool.reused_tokens > 0
+    assert len(finished) > 25
+    for prompt, tokens in finished[:20]:
+        assert tokens == reference.greedy(prompt, len(tokens))
 
 
 @pytest.mark.timeout(180)

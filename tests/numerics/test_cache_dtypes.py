@@ -19,7 +19,9 @@ FP8 = Options(cache_dtype=torch.float8_e4m3fn)
 @pytest.mark.parametrize(
     ("dtype", "cosine"), [(torch.bfloat16, 0.9999), (torch.float8_e4m3fn, 0.99)]
 )
-@pytest.mark.parametrize("variant", ["deepseek_v3_one_group", "llama", "qwen3", "gpt_oss"])
+@pytest.mark.parametrize(
+    "variant", ["deepseek_v3_one_group", "llama", "qwen3", "gpt_oss", "qwen3_next"]
+)
 def test_close_to_the_models_own_type(
     make_checkpoint: Callable[..., Path], variant: str, dtype: torch.dtype, cosine: float
 ) -> None:
