@@ -31,7 +31,16 @@ from baton_modeling.layers.norm import RMSNorm
 
 DOCS = Path(__file__).parents[2] / "docs" / "models.md"
 BEGIN, END = "<!-- families: begin -->", "<!-- families: end -->"
-HEADER = ("`model_type`", "file", "attention", "cache", "feed-forward", "rotation", "weights")
+HEADER = (
+    "`model_type`",
+    "file",
+    "attention",
+    "cache",
+    "feed-forward",
+    "rotation",
+    "weights",
+    "drafts",
+)
 ROTATIONS = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
 QUANTISATIONS: dict[str, dict[str, Any]] = {
     "FP8 blocks": {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]},
@@ -127,6 +136,11 @@ def rotations(config: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def drafts(config: Mapping[str, Any]) -> bool:
+    one_layer = {"num_nextn_predict_layers": 1, "mtp_num_hidden_layers": 1}
+    return build({**config, **one_layer}).drafting is not None
+
+
 def rows() -> Iterator[tuple[str, ...]]:
     """One row per model type."""
     for kind, examples in sorted(configs().items(), key=lambda item: list(FAMILIES).index(item[0])):
@@ -151,6 +165,7 @@ def rows() -> Iterator[tuple[str, ...]]:
             ", ".join(dict.fromkeys(feed_forward(modules))),
             ", ".join(rotations(first)),
             ", ".join(weights),
+            "yes" if drafts(first) else "",
         )
 
 

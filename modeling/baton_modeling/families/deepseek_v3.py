@@ -14,10 +14,11 @@ from typing import Any
 import torch
 
 from baton_modeling.cache import CacheLayout, entry_group
-from baton_modeling.families.family import ConfigReader, FamilyModel
+from baton_modeling.families.family import ConfigReader, Drafting, FamilyModel
 from baton_modeling.graph import Graph, Value
+from baton_modeling.layers.draft import Concat, GivenHidden, KeepHidden
 from baton_modeling.layers.embedding import Embedding, OutputHead
-from baton_modeling.layers.linear import ColumnLinear, JoinedLinear, RowLinear, SwiGLU
+from baton_modeling.layers.linear import ColumnLinear, JoinedLinear, Linear, RowLinear, SwiGLU
 from baton_modeling.layers.mla import LatentAttention, LatentShape
 from baton_modeling.layers.moe import Experts, SigmoidRouter, SigmoidRouting, SoftmaxRouter
 from baton_modeling.layers.norm import Add, RMSNorm
@@ -52,6 +53,13 @@ class DeepseekV3:
     eps: float
     tied: bool
     block: tuple[int, int] | None
+    draft_layers: int
+
+    @property
+    def head(self) -> OutputHead:
+        """The output head, the model's and the drafter's."""
+        tied_to = "model.embed_tokens" if self.tied else None
+        return OutputHead("lm_head", self.hidden, self.vocab, tied_to)
 
     @property
     def softmax_scale(self) -> float:
@@ -113,36 +121,80 @@ def parse(config: Mapping[str, Any]) -> DeepseekV3:
         eps=read.number("rms_norm_eps", 1e-6),
         tied=read.flag("tie_word_embeddings", False),
         block=read.quantisation(),
+        draft_layers=0 if second else _draft_layers(read),
     )
+
+
+def _draft_layers(read: ConfigReader) -> int:
+    """The count under its published name, or the one transformers 5 knows it by."""
+    return read.whole("num_nextn_predict_layers", read.whole("num_mtp_layers", 0))
 
 
 def build(config: Mapping[str, Any], dtype: torch.dtype) -> FamilyModel:
     """The model of ``config`` as a graph; ``dtype`` is that of its cache."""
     c = parse(config)
+    drafting = Drafting(
+        model(c, drafting=True), drafter(c), lambda mesh: cache(c, mesh, dtype, 1), skipped(c, 1)
+    )
+    return FamilyModel(
+        model(c),
+        lambda mesh: cache(c, mesh, dtype),
+        skipped(c),
+        c.block,
+        drafting if c.draft_layers else None,
+    )
+
+
+def model(c: DeepseekV3, *, drafting: bool = False) -> Graph:
+    """The language model; for drafting it keeps its normed hidden states."""
     g = Graph()
     (cos, sin) = g.apply(RotaryTable("model.rotary", c.rope, c.attention.rope))
     x = g(Embedding("model.embed_tokens", c.vocab, c.hidden))
     for layer in range(c.layers):
-        name = f"model.layers.{layer}"
-        h = g(RMSNorm(f"{name}.input_layernorm", c.hidden, c.eps), x)
-        h = attention(g, c, f"{name}.self_attn", layer, h, cos, sin)
-        x = g(Add(f"{name}.attention_residual", c.hidden), x, h)
-        h = g(RMSNorm(f"{name}.post_attention_layernorm", c.hidden, c.eps), x)
-        if layer < c.dense_layers:
-            h = g(SwiGLU(f"{name}.mlp", c.hidden, c.dense_inner, "dense_tp"), h)
-        else:
-            h = mixture(g, c, f"{name}.mlp", h)
-        x = g(Add(f"{name}.mlp_residual", c.hidden), x, h)
+        x = decoder(g, c, layer, x, cos, sin)
     x = g(RMSNorm("model.norm", c.hidden, c.eps), x)
-    tied_to = "model.embed_tokens" if c.tied else None
-    g.output(g(OutputHead("lm_head", c.hidden, c.vocab, tied_to), x))
-    return FamilyModel(g, lambda mesh: cache(c, mesh, dtype), skipped(c), c.block)
+    if drafting:
+        x = g(KeepHidden("model.hidden", c.hidden), x)
+    g.output(g(c.head, x))
+    return g
 
 
-def cache(c: DeepseekV3, mesh: Mesh, dtype: torch.dtype) -> CacheLayout:
+def drafter(c: DeepseekV3) -> Graph:
+    """Multi-token prediction (section 2.2): the next token's embedding beside the hidden state.
+
+    Published checkpoints repeat the embedding and the head in this layer; the model's are used.
+    """
+    g, name = Graph(), f"model.layers.{c.layers}"
+    (cos, sin) = g.apply(RotaryTable(f"{name}.rotary", c.rope, c.attention.rope))
+    e = g(Embedding("model.embed_tokens", c.vocab, c.hidden))
+    e = g(RMSNorm(f"{name}.enorm", c.hidden, c.eps), e)
+    h = g(RMSNorm(f"{name}.hnorm", c.hidden, c.eps), g(GivenHidden(f"{name}.given", c.hidden)))
+    x = g(Concat(f"{name}.concat", c.hidden, c.hidden), e, h)
+    x = g(Linear(f"{name}.eh_proj", 2 * c.hidden, c.hidden), x)
+    x = decoder(g, c, c.layers, x, cos, sin)
+    x = g(RMSNorm(f"{name}.shared_head.norm", c.hidden, c.eps), x)
+    g.output(g(c.head, g(KeepHidden(f"{name}.hidden", c.hidden), x)))
+    return g
+
+
+def decoder(g: Graph, c: DeepseekV3, layer: int, x: Value, cos: Value, sin: Value) -> Value:
+    """One layer: latent attention, then the feed-forward or the experts."""
+    name = f"model.layers.{layer}"
+    h = g(RMSNorm(f"{name}.input_layernorm", c.hidden, c.eps), x)
+    h = attention(g, c, f"{name}.self_attn", layer, h, cos, sin)
+    x = g(Add(f"{name}.attention_residual", c.hidden), x, h)
+    h = g(RMSNorm(f"{name}.post_attention_layernorm", c.hidden, c.eps), x)
+    if layer < c.dense_layers:
+        h = g(SwiGLU(f"{name}.mlp", c.hidden, c.dense_inner, "dense_tp"), h)
+    else:
+        h = mixture(g, c, f"{name}.mlp", h)
+    return g(Add(f"{name}.mlp_residual", c.hidden), x, h)
+
+
+def cache(c: DeepseekV3, mesh: Mesh, dtype: torch.dtype, drafting: int = 0) -> CacheLayout:
     """The latents, whole on every rank of a group that shares its requests."""
-    alone = mesh.axis("dp").size == 1
-    return CacheLayout((entry_group("full", c.layers, c.attention.entry, dtype, replicated=alone),))
+    alone, layers = mesh.axis("dp").size == 1, c.layers + drafting
+    return CacheLayout((entry_group("full", layers, c.attention.entry, dtype, replicated=alone),))
 
 
 def attention(
@@ -198,10 +250,13 @@ def router(c: DeepseekV3, name: str) -> SigmoidRouter | SoftmaxRouter:
     )
 
 
-def skipped(c: DeepseekV3) -> tuple[str, ...]:
+def skipped(c: DeepseekV3, drafting: int = 0) -> tuple[str, ...]:
     """Multi-token-prediction layers follow the main ones (they are for drafting), and buffers."""
+    unused = "|".join(str(c.layers + i) for i in range(drafting, 8))
+    shared = rf"model\.layers\.{c.layers}\.(embed_tokens|shared_head\.head)\.weight"
     return (
-        rf"model\.layers\.({'|'.join(str(c.layers + i) for i in range(8))})\..*",
+        rf"model\.layers\.({unused})\..*",
         r".*\.rotary_emb\.inv_freq",
+        *((shared,) if drafting else ()),
         *((r"lm_head\.weight",) if c.tied else ()),
     )

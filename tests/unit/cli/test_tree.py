@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baton_cli.tree import ConfigError, dump_tree, override, read_tree
@@ -21,6 +21,7 @@ def written(tmp_path: Path, text: str) -> Path:
     return path
 
 
+@settings(deadline=None)
 @given(st.dictionaries(KEYS, st.dictionaries(KEYS, SCALARS)))
 def test_what_is_printed_is_read_back(tmp_path_factory: Any, tree: dict[str, Any]) -> None:
     path = tmp_path_factory.mktemp("tree") / "c.yaml"
