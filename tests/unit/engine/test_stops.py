@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -84,15 +84,18 @@ def test_a_stop_string_ends_with_the_token_that_completes_it(tokenizer: Tokenize
     ),
     split=st.integers(0, 10),
 )
+@example(text=" 日", stops=[" "], split=0)  # its first token is a blank and two thirds of a sign
 def test_stops_exactly_where_the_text_first_contains_one(
     tokenizer: Tokenizer, text: str, stops: list[str], split: int
 ) -> None:
-    """Also when the request was moved to another worker after `split` tokens."""
+    """Text is whole characters. Also when the request was moved elsewhere after `split` tokens."""
     ids = tokenizer.encode(text).ids
-    first = next(
-        (n for n in range(len(ids)) if any(s in tokenizer.decode(ids[: n + 1]) for s in stops)),
-        None,
-    )
+    first = None
+    for n in range(len(ids)):
+        so_far = tokenizer.decode(ids[: n + 1])
+        if not so_far.endswith("\ufffd") and any(stop in so_far for stop in stops):
+            first = n
+            break
     split = min(split, len(ids) if first is None else first)
     matcher = TokenStopMatcher(max_slots=1, tokenizer=tokenizer)
     matcher.add(0, StopParams(stop=tuple(stops)), np.array(ids[:split], np.int32))
