@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from baton_transfer import Transport
+
 Launcher = Literal["process", "ray"]
 
 
@@ -43,6 +45,9 @@ class EngineConfig(BaseModel):
     lease_ttl_ms: Annotated[int, Field(ge=100, le=600_000)] = 15_000
     # Pages in one lease: bounds what one burst can pin at a holder.
     fetch_batch_pages: Annotated[int, Field(ge=1)] = 64
+    # How pages travel: local (all workers on one host), tcp, rdma. Every process of a cluster
+    # says the same; UCX_ variables of the environment go before it.
+    transport: Transport = Transport.LOCAL
     # xxh3-64 of every sealed page, sent with leases. None: on for cpu, off for cuda.
     checksums: bool | None = None
     # For tests of faults: overwrites every page that becomes free. Never on by itself.

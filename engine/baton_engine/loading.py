@@ -67,7 +67,7 @@ async def bring_up(
 
     Call it on the main thread: followers die with the thread that starts them.
     """
-    configure_ucx()
+    configure_ucx(config.transport)
     set_threads(config.threads)
     if config.tp == 1:
         local = await _in_thread(lambda: _load_alone(config, progress))

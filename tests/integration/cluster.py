@@ -54,6 +54,7 @@ class Shape:
     num_pages: int = 512
     routing: dict[str, Any] = field(default_factory=dict)
     worker: dict[str, Any] = field(default_factory=dict)
+    prefill_worker: dict[str, Any] = field(default_factory=dict)  # on top of `worker`
     limits: dict[str, Any] = field(default_factory=dict)  # the router's
     kvstore: dict[str, Any] = field(default_factory=dict)
     kvstores: int = 1
@@ -114,7 +115,7 @@ class Cluster:
             if shape.kvstores > 1
             else {**section["kvstore"], "capacity_mb": 32, **shape.kvstore},
             "prefill": [
-                {"name": name, **section[name], **worker}
+                {"name": name, **section[name], **worker, **shape.prefill_worker}
                 for name in names
                 if name.startswith("prefill")
             ],

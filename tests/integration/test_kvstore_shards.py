@@ -28,7 +28,7 @@ def kept(cluster: Cluster, names: list[str]) -> list[float]:
     return figures(cluster, names, "baton_tier_pages")
 
 
-def test_pages_are_shared_restored_from_all_and_lost_with_their_shard_alone(
+def test_pages_are_shared_restored_from_all_and_copied_when_hot(
     start_cluster: StartCluster, reference: Reference
 ) -> None:
     draw = random.Random(8)

@@ -15,7 +15,7 @@ from baton_transfer.exporter import Exporter
 from baton_transfer.outcome import ReadOutcome
 from baton_transfer.page_file import PageFile
 from baton_transfer.reader import PageReader
-from baton_transfer.ucx import Transport, configure_ucx
+from baton_transfer.ucx import SETTINGS, Transport, configure_ucx, progress_delay_us
 
 _PAGE_BYTES, _PAGES, _ROUNDS = 64 << 10, 512, 3
 
@@ -64,7 +64,13 @@ def examine(transport: Transport = Transport.LOCAL) -> Iterator[tuple[str, bool,
         return
     agent.destroy()
     chosen = ", ".join(f"{name}={value}" for name, value in sorted(settings.items()))
-    yield "ucx", True, f"transport {transport}: {chosen}"
+    delay = progress_delay_us() / 1000
+    yield (
+        "ucx",
+        True,
+        f"transport {transport}: {chosen}; progress thread every {delay:g} ms, sync mode strict",
+    )
+    yield from _others(transport)
     try:
         loopback = measure_loopback()
     except RuntimeError as error:
@@ -73,6 +79,22 @@ def examine(transport: Transport = Transport.LOCAL) -> Iterator[tuple[str, bool,
     speed = f"{loopback.gb_per_s:.1f} GB/s in pages of 64 KiB"
     yield "loopback", True, f"{speed}, one page in {loopback.one_page_us:.0f} us, verified"
     yield _files()
+
+
+def _others(used: Transport) -> Iterator[tuple[str, bool, str]]:
+    """What the other transports would set; `transport` in a worker's section chooses."""
+    for other in Transport:
+        if other is used:
+            continue
+        settings = SETTINGS[other]
+        differs = {k: v for k, v in settings.items() if v != SETTINGS[used].get(k)}
+        shown = ", ".join(f"{name}={value}" for name, value in sorted(differs.items()))
+        delay = progress_delay_us(settings["UCX_TLS"]) / 1000
+        text = f"{shown}; progress thread every {delay:g} ms"
+        if other is Transport.RDMA:
+            devices = sorted(path.name for path in Path("/sys/class/infiniband").glob("*"))
+            text += f"; devices: {', '.join(devices) or 'none here'}"
+        yield f"ucx, {other}", True, text
 
 
 def _files() -> tuple[str, bool, str]:

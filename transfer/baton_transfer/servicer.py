@@ -66,7 +66,7 @@ class KvPeerServicer(kv_pb2_grpc.KvPeerServiceServicer):
         async for request in requests:
             kind = request.WhichOneof("request")
             if kind == "acquire":
-                yield pb.LeaseResponse(acquire=self._acquire(request.acquire))
+                yield pb.LeaseResponse(acquire=await self.acquire(request.acquire))
             elif kind == "renew":
                 yield pb.LeaseResponse(renew=self._renew(request.renew))
             elif kind == "release":
@@ -77,7 +77,8 @@ class KvPeerServicer(kv_pb2_grpc.KvPeerServiceServicer):
                     "Lease: a request is none of acquire, renew, release",
                 )
 
-    def _acquire(self, request: pb.AcquireRequest) -> pb.AcquireResponse:
+    async def acquire(self, request: pb.AcquireRequest) -> pb.AcquireResponse:
+        """A lease on what is held. A tier that must fetch it from a disk first overrides this."""
         self._check_epoch(request.epoch)
         hashes = _hashes(request.page_hashes)
         grant = self._holder.grant(request.reader, hashes, _bounded_ttl(request.ttl_ms))

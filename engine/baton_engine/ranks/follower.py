@@ -81,7 +81,7 @@ class Follower:
             raise ValueError(f"the first frame must be HELLO, not {kind.name}")
         hello = Hello.unpack(payload)
         set_threads(hello.config.threads)
-        configure_ucx()
+        configure_ucx(hello.config.transport)
         place = join_group(hello.rendezvous)
         runner = ModelRunner(hello.config, place)
         runner.warm_up()

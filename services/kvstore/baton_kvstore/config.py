@@ -5,6 +5,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from baton_transfer import Transport
+
 
 class KvstoreConfig(BaseModel):
     """One kvstore process: a directory, a DRAM tier, an NVMe tier below it."""
@@ -22,6 +24,9 @@ class KvstoreConfig(BaseModel):
         None, description="directory of the NVMe tier, of its own; none when unset"
     )
     nvme_mb: int = Field(4096, ge=1, description="MiB of the NVMe tier")
+    transport: Transport = Field(
+        Transport.LOCAL, description="how pages travel: local, tcp or rdma, as the workers say"
+    )
     admission: Literal["reuse", "all"] = Field(
         "reuse",
         description="which pages a tier takes: those used twice, of a live session or shared by "

@@ -22,7 +22,7 @@ log = logging.getLogger("baton.kvstore")
 async def serve(config: KvstoreConfig) -> None:
     """Runs until SIGTERM or SIGINT, then drains. Raises OSError when an address is taken."""
     stop = stop_signal()
-    configure_ucx()
+    configure_ucx(config.transport)
     metrics = KvstoreMetrics()
     me = pb.Peer(name=config.name, epoch=new_epoch())
     store = Store(config, me, metrics)
