@@ -6,10 +6,15 @@ import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
 from .cluster import Answer, Cluster, Shape
 from .conftest import StartCluster
 from .oracle import Reference
 from .test_cluster_sessions import close, until
+
+# Clusters of many processes: on a busy machine they need a minute to start and stop.
+pytestmark = pytest.mark.timeout(240)
 
 SHAPE = Shape(
     prefill=0,
