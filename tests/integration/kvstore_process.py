@@ -66,7 +66,7 @@ async def healthy(address: str) -> None:
         await wait_until_healthy(link, timeout_s=20.0)
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+async def until(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
     async with asyncio.timeout(timeout_s):
         while not condition():
             await asyncio.sleep(0.01)

@@ -17,6 +17,9 @@ from .cluster import Cluster, Shape
 from .conftest import StartCluster
 from .oracle import Reference
 
+# Clusters of many processes: on a busy machine they need a minute to start and stop.
+pytestmark = pytest.mark.timeout(240)
+
 # Every gauge of a pool, of workers and of the kvstore, that a session's pages move.
 POOL = ("free", "cached", "owned", "referenced", "leased", "quarantined")
 
@@ -33,7 +36,7 @@ def pools(cluster: Cluster) -> dict[str, float]:
     return found
 
 
-def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     begun = time.monotonic()
     while not condition():
         assert time.monotonic() - begun < seconds, "did not come true"

@@ -9,12 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from baton.v1 import kv_pb2 as pb
 
 from .kvstore_process import KvstoreProcess, View, healthy, kvstore, publishing, until, watching
 from .transfer_holder import hashes, page_hash
 from .transfer_rig import HolderProcess, Reading, check_pages, holder, reading
+
+pytestmark = pytest.mark.timeout(180)
 
 DRAM = 16  # pages of 64 KiB: capacity_mb 1
 PAGES = 4 * DRAM
@@ -50,7 +53,7 @@ def names(count: int, first: int = 0) -> set[bytes]:
 async def fill(store: KvstoreProcess, view: View, peer: HolderProcess, pages: int = PAGES) -> None:
     """Publishes everything until the kvstore holds it."""
     async with publishing(store.address, peer.peer, lambda: hashes(1, pages)):
-        await until(lambda: view.pages.get("kvstore") == names(pages), timeout_s=20)
+        await until(lambda: view.pages.get("kvstore") == names(pages))
 
 
 async def pulled_pages(mine: Reading, store: pb.Peer, first: int, count: int) -> int:

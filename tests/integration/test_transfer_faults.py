@@ -63,6 +63,7 @@ async def test_a_holder_killed_under_a_read_leaves_a_whole_prefix(
             assert (await mine.puller.pull(peer.peer, hashes(1, 1), np.zeros(1, np.int32))).failure
 
 
+@pytest.mark.chaos
 async def test_a_stalled_holder_ends_in_the_fence_and_a_late_write_is_impossible(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -25,8 +25,7 @@ _RECORD = np.dtype(
         ("checksum", "<u8"),
         ("index", "<u4"),
         ("length", "<u4"),
-        ("uses", "<u4"),
-        ("group", "<u4"),
+        ("uses", "<u8"),
         ("own", "<u8"),  # xxh3-64 of the bytes before; never 0
     ]
 )
@@ -50,7 +49,6 @@ class DiskRecord:
     index: int
     length: int
     uses: int
-    group: int = 0
 
 
 class DiskIndex:
@@ -90,7 +88,7 @@ class DiskIndex:
         row = np.zeros(1, _RECORD)
         row["page"] = np.void(record.page)
         row["tenant"] = np.void(record.tenant.ljust(16, b"\0"))
-        for name in ("checksum", "index", "length", "uses", "group"):
+        for name in ("checksum", "index", "length", "uses"):
             row[name] = getattr(record, name)
         row["own"] = _proof(row[0].tobytes())
         self._put(record.slot, row.tobytes())
@@ -133,7 +131,6 @@ def _load(descriptor: int, slots: int) -> tuple[list[DiskRecord], int]:
             int(row["index"]),
             int(row["length"]),
             int(row["uses"]),
-            int(row["group"]),
         )
     return list(found.values()), torn
 

@@ -5,6 +5,7 @@ on the event loop. A disk that fails or is full costs copies, never the service.
 """
 
 import asyncio
+import contextlib
 import errno
 import logging
 import time
@@ -37,6 +38,7 @@ _PAUSE_S = 5.0
 _PIN_S = 60.0
 # How long a load waits for places; its reader's patience is longer.
 _PATIENCE_S = 3.0
+_LAST_SAVES_S = 5.0
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -187,10 +189,14 @@ class NvmeTier:
         return lambda: self._unpin(pins)
 
     async def close(self) -> None:
-        """Waits for what the threads do, then ends them. Unsaved pages are saved first."""
-        while self._pool.unsaved and self._pool.disk_takes and not self._saver.done():
-            self._progress.clear()
-            await self._progress.wait()
+        """Waits for what the threads do, then ends them. Unsaved pages are saved first, if the
+        disk takes them in time."""
+        self._work.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_SAVES_S):
+                while self._pool.unsaved and self._pool.disk_takes:
+                    self._progress.clear()
+                    await self._progress.wait()
         self._saver.cancel()
         await asyncio.wait([self._saver, *self._loads])
         await asyncio.to_thread(self._end)

@@ -26,7 +26,6 @@ RECORD = st.builds(
     index=st.integers(0, 2**32 - 1),
     length=st.integers(0, 2**32 - 1),
     uses=st.integers(0, 2**32 - 1),
-    group=st.integers(0, 7),
 )
 
 

@@ -245,6 +245,17 @@ class Cluster(RuleBasedStateMachine):
         if verdict is Verdict.VALID:
             assert np.array_equal(self.content[pages], content)
 
+    @precondition(lambda self: self.tokens)
+    @rule(data=st.data())
+    def forget(self, data: st.DataObject) -> None:
+        """A session is over, in whatever state its requests, steps, fetches and leases are."""
+        request = data.draw(st.sampled_from(sorted(self.tokens)))
+        hashes = page_hashes(np.array(self.tokens[request], np.int32), PAGE, KEY)
+        gone = {row.tobytes() for row in hashes}
+        before = {row.tobytes() for row in self.scheduler.held_hashes()}
+        assert self.scheduler.forget(hashes) == len(before & gone)
+        assert {row.tobytes() for row in self.scheduler.held_hashes()} == before - gone
+
     @precondition(lambda self: self.alive)
     @rule(data=st.data())
     def hand_over(self, data: st.DataObject) -> None:
@@ -279,6 +290,8 @@ class Cluster(RuleBasedStateMachine):
         self.scheduler.plan(self.now)
         stats = self.scheduler.stats()
         assert stats.free_pages + stats.cached_pages == PAGES
+        assert self.scheduler.forget(self.scheduler.held_hashes()) == stats.cached_pages
+        assert self.scheduler.stats().free_pages == PAGES
         assert self.scheduler.check_invariants() == ""
 
 
