@@ -27,7 +27,7 @@ DEMO_FLAGS ?=
 .DELETE_ON_ERROR:
 .PHONY: help venv build dev demo test test-cpp test-python test-slow test-chaos lint lint-python lint-types \
 	lint-imports lint-cpp lint-proto lint-shell format proto bench bench-scheduler bench-router \
-	bench-modeling bench-handover demo-model demo-model-eval \
+	bench-modeling bench-handover bench-idle demo-model demo-model-eval \
 	clean clean-venv
 
 help: ## list these commands
@@ -111,7 +111,7 @@ test-slow: dev ## the slow tests
 test-chaos: dev ## kill, stop, cut and corrupt the processes of a cluster
 	@$(BIN)/python -m pytest -m chaos $(PYTEST_FLAGS)
 
-bench: bench-scheduler bench-router bench-modeling bench-handover ## benchmarks of the parts
+bench: bench-scheduler bench-router bench-modeling bench-handover bench-idle ## benchmarks of the parts
 
 bench-scheduler: dev ## what a scheduling step costs, in C++ and seen from Python
 	@cmake -S scheduler_cpp -B build/bench -DBATON_BUILD_BENCH=ON >/dev/null && cmake --build build/bench >/dev/null
@@ -128,6 +128,9 @@ bench-handover: dev ## pulled pages beside raw NIXL, what hides behind prefill, 
 	@echo "== pulled pages beside raw NIXL" && $(BIN)/python bench/handover/throughput.py
 	@echo "== transfer behind prefill" && $(BIN)/python bench/handover/overlap.py
 	@echo "== a session of forty turns" && $(BIN)/python -m pytest -q -s -m slow tests/integration/test_session_replay.py
+
+bench-idle: dev ## what an idle cluster costs: less than 5 % of one core
+	@echo "== idle cluster" && $(BIN)/python bench/cluster/idle_cpu.py --model $(TRAINED)
 
 # ---- static checks
 

@@ -45,7 +45,7 @@ class Cluster:
         self.path.write_text(dump_tree(config.as_tree()))
         # In the order of starting; stopping goes the other way.
         self.members = [
-            *([self._member("kvstore", None)] if config.kvstore is not None else []),
+            *(self._member("kvstore", name) for name in config.kvstore_names()),
             *(self._member(role, str(w["name"])) for role in WORKERS for w in config.workers(role)),
             self._member("router", None),
         ]
@@ -66,7 +66,7 @@ class Cluster:
         """
         for member in self.members:
             arguments = [member.role, "--config", str(self.path)]
-            if member.role in WORKERS:
+            if member.name != member.role:
                 arguments += ["--name", member.name]
             member.started = time.monotonic()
             member.child = await Child.start(

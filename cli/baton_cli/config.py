@@ -56,7 +56,8 @@ class ClusterConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     model: ModelSection
-    kvstore: dict[str, Any] | None = Field(default_factory=dict)  # null: a cluster without
+    # null: a cluster without; a list: replicas that share the pages between them
+    kvstore: dict[str, Any] | list[dict[str, Any]] | None = Field(default_factory=dict)
     prefill: list[dict[str, Any]] = Field(default_factory=_one)
     decode: list[dict[str, Any]] = Field(default_factory=_one, min_length=1)
     router: dict[str, Any] = Field(default_factory=dict)
@@ -75,10 +76,13 @@ class ClusterConfig(BaseModel):
         for role in WORKERS:
             for index, worker in enumerate(config.workers(role)):
                 worker.setdefault("name", f"{role}-{index}")
+        if isinstance(config.kvstore, list):
+            for index, section in enumerate(config.kvstore):
+                section.setdefault("name", f"kvstore-{index}")
         names = config.names()
         twice = sorted({str(name) for name in names if names.count(name) > 1})
         if twice:
-            raise ConfigError([f"two workers are named {name!r}" for name in twice])
+            raise ConfigError([f"two processes are named {name!r}" for name in twice])
         return config
 
     def workers(self, role: Role) -> list[dict[str, Any]]:
@@ -86,8 +90,21 @@ class ClusterConfig(BaseModel):
         return self.prefill if role == "prefill" else self.decode
 
     def names(self) -> list[str]:
-        """The names of all workers, prefill first."""
-        return [str(worker["name"]) for role in WORKERS for worker in self.workers(role)]
+        """The names of all workers, prefill first, and of several kvstores."""
+        workers = [str(worker["name"]) for role in WORKERS for worker in self.workers(role)]
+        return [*workers, *(name for name in self.kvstore_names() if name is not None)]
+
+    def kvstores(self) -> list[dict[str, Any]]:
+        """The sections of all kvstores, as written."""
+        if self.kvstore is None:
+            return []
+        return self.kvstore if isinstance(self.kvstore, list) else [self.kvstore]
+
+    def kvstore_names(self) -> list[str | None]:
+        """As `--name` says which; None for one that stands alone."""
+        if isinstance(self.kvstore, list):
+            return [str(section["name"]) for section in self.kvstore]
+        return [] if self.kvstore is None else [None]
 
     def as_tree(self) -> Tree:
         """The tree with every default of its frame filled in."""
@@ -95,8 +112,8 @@ class ClusterConfig(BaseModel):
 
     def choose_addresses(self) -> None:
         """Gives every section without `listen` or `metrics` a free port on this machine."""
-        if self.kvstore is not None:
-            _listen(self.kvstore)
+        for section in self.kvstores():
+            _listen(section)
         for role in WORKERS:
             for worker in self.workers(role):
                 _listen(worker)
@@ -109,10 +126,11 @@ class ClusterConfig(BaseModel):
         if role == "router":
             return "router", self.router
         if role == "kvstore":
-            if self.kvstore is None:
+            if not self.kvstores():
                 raise ConfigError(["kvstore: this cluster has none (the section is null)"])
-            return "kvstore", self.kvstore
-        sections = self.workers(role)
+            if isinstance(self.kvstore, dict):
+                return "kvstore", self.kvstore
+        sections = self.kvstores() if role == "kvstore" else self.workers(role)
         if name is None and len(sections) == 1:
             return f"{role}[0]", sections[0]
         for index, section in enumerate(sections):
@@ -136,8 +154,7 @@ class ClusterConfig(BaseModel):
         """Validates every section. Raises ConfigError with the faults of all of them."""
         faults: list[str] = []
         roles: list[tuple[Role, str | None]] = [("router", None)]
-        if self.kvstore is not None:
-            roles.append(("kvstore", None))
+        roles += [("kvstore", name) for name in self.kvstore_names()]
         roles += [(role, str(w["name"])) for role in WORKERS for w in self.workers(role)]
         for role, name in roles:
             try:
@@ -149,24 +166,29 @@ class ClusterConfig(BaseModel):
 
     def _shared(self, role: Role) -> dict[str, Any]:
         self._check_dialled(role)
-        kvstore = self.kvstore.get("listen") if self.kvstore is not None else None
+        kvstores = [s.get("advertise") or s.get("listen") for s in self.kvstores()]
         if role == "router":
             return {
                 "model": {"path": self.model.path, "name": self.model.name},
                 "workers": {role: [w["listen"] for w in self.workers(role)] for role in WORKERS},
-                "kvstore": kvstore,
+                "kvstore": kvstores,
             }
+        if role == "kvstore":
+            return {"replicas": kvstores} if len(kvstores) > 1 else {}
         return {
             "model_path": self.model.path,
             "model": self.model.model_dump(),
             "dtype": self.model.dtype,
             "page_size": self.model.page_size,
-            "kvstore": kvstore,
+            "kvstore": kvstores,
         }
 
     def _check_dialled(self, role: Role) -> None:
         """Whom a process of this role dials must have an address in the tree."""
-        dialled = {} if self.kvstore is None else {"kvstore": self.kvstore}
+        dialled = {
+            "kvstore" if isinstance(self.kvstore, dict) else f"kvstore[{index}]": section
+            for index, section in enumerate(self.kvstores())
+        }
         if role == "router":
             for worker_role in WORKERS:
                 for index, worker in enumerate(self.workers(worker_role)):
@@ -174,7 +196,7 @@ class ClusterConfig(BaseModel):
         faults = [
             f"{place}.listen: must be given, the {role} dials it"
             for place, section in dialled.items()
-            if place != role and "listen" not in section
+            if not place.startswith(role) and "listen" not in section
         ]
         if faults:
             raise ConfigError(faults)

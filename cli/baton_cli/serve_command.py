@@ -4,7 +4,7 @@ import argparse
 import importlib
 from typing import Any
 
-from baton_cli.config import ROLES, WORKERS, Role
+from baton_cli.config import ROLES, Role
 from baton_cli.config_flags import add_config_flags, config_of
 from baton_cli.logs import log_to_stderr
 from baton_cli.tree import dump_tree
@@ -29,8 +29,8 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         add_config_flags(parser, required=True)
-        if role in WORKERS:
-            parser.add_argument("--name", help="which worker of the tree (default: the only one)")
+        if role != "router":
+            parser.add_argument("--name", help="which one of the tree (default: the only one)")
         parser.add_argument(
             "--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"]
         )

@@ -22,7 +22,7 @@ from baton_engine.config import EngineConfig
 from baton_engine.core import EngineCore
 from baton_engine.events import Hashes, PullReport
 from baton_engine.planning import FetchOrder
-from baton_engine.request import Await, RequestKey
+from baton_engine.request import Await, RequestKey, Source
 from baton_transfer import HolderLost, Pulled, PullFailure
 
 log = logging.getLogger(__name__)
@@ -148,12 +148,44 @@ class Fetcher:
     # -- from whoever holds a prefix --------------------------------------------------------
 
     async def _from_sources(self, running: _Running) -> None:
-        for source in running.order.request.sources:
-            limit = running.leading(source.pages)
+        for group in _groups(running.order.request.sources):
+            limit = running.leading(group[0].pages)
             while running.arrived < limit and not running.ended_because:
                 upto = min(limit, running.arrived + self._batch_pages)
-                if await self._pull(running, source.peer, upto) is not None:
+                if group[0].only:
+                    whole = await self._pull_parts(running, group, upto)
+                else:
+                    whole = await self._pull(running, group[0].peer, upto) is None
+                if not whole:
                     break
+
+    async def _pull_parts(self, running: _Running, group: Sequence[Source], upto: int) -> bool:
+        """Pull entries [arrived, upto) from those who have them between them, all at once.
+        Whether all came; what came after a gap is computed again."""
+        order, start = running.order, running.arrived
+        indices = order.indices[start:upto].astype(np.int64)
+        left = np.ones(len(indices), np.bool_)
+        parts: list[tuple[Source, NDArray[np.int64]]] = []
+        for source in group:
+            mine = left & source.has(indices)
+            left &= ~mine
+            if mine.any():
+                parts.append((source, start + np.flatnonzero(mine)))
+        pulls = await asyncio.gather(
+            *(
+                self._puller.pull(source.peer, order.hashes[part], order.pages[part])
+                for source, part in parts
+            )
+        )
+        came = np.zeros(len(indices), np.bool_)
+        for (source, part), pulled in zip(parts, pulls, strict=True):
+            self._core.note_pull(order.handle, _report(source.peer, pulled))
+            came[part[: pulled.arrived] - start] = True
+            if pulled.failure is not None:
+                log.info("pull for %s from %s: %s", order.request.key, source.peer.name, pulled)
+        count = int(np.argmin(came)) if not came.all() else len(came)
+        self._arrived(running, start, count)
+        return count == len(came)
 
     # -- from the prefill worker that computes the prompt -----------------------------------
 
@@ -216,15 +248,32 @@ class Fetcher:
         hashes, pages = order.hashes[start:upto], order.pages[start:upto]
         pulled = await self._puller.pull(peer, hashes, pages, handed_over=handed_over)
         self._core.note_pull(order.handle, _report(peer, pulled))
-        count = pulled.arrived
-        if count:
-            first = int(order.indices[start])
-            if not self._core.pages_arrived(order.handle, first, pages[:count], hashes[:count]):
-                running.end("the request is over")
-            running.arrived += count
+        self._arrived(running, start, pulled.arrived)
         if pulled.failure is not None:
             log.info("pull for %s from %s: %s", order.request.key, peer.name, pulled)
         return pulled.failure
+
+    def _arrived(self, running: _Running, start: int, count: int) -> None:
+        """Entries [start, start + count) are here."""
+        if not count:
+            return
+        order = running.order
+        hashes, pages = order.hashes[start : start + count], order.pages[start : start + count]
+        if not self._core.pages_arrived(order.handle, int(order.indices[start]), pages, hashes):
+            running.end("the request is over")
+        running.arrived += count
+
+
+def _groups(sources: Sequence[Source]) -> list[list[Source]]:
+    """Each source by itself, those that have a prefix between them together."""
+    groups: list[list[Source]] = []
+    for source in sources:
+        before = groups[-1][0] if groups else None
+        if source.only and before is not None and before.only and before.pages == source.pages:
+            groups[-1].append(source)
+        else:
+            groups.append([source])
+    return groups
 
 
 def _report(peer: Peer, pulled: Pulled) -> PullReport:

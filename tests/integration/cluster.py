@@ -57,6 +57,7 @@ class Shape:
     prefill_worker: dict[str, Any] = field(default_factory=dict)  # on top of `worker`
     limits: dict[str, Any] = field(default_factory=dict)  # the router's
     kvstore: dict[str, Any] = field(default_factory=dict)
+    kvstores: int = 1
 
 
 @dataclass
@@ -90,7 +91,7 @@ class Cluster:
         shape = self.shape
         names = [
             "router",
-            "kvstore",
+            *self._kvstore_names(),
             *(f"prefill-{i}" for i in range(shape.prefill)),
             *(f"decode-{i}" for i in range(shape.decode)),
         ]
@@ -107,7 +108,12 @@ class Cluster:
                 "dtype": "float32",
                 "page_size": shape.page_size,
             },
-            "kvstore": {**section["kvstore"], "capacity_mb": 32, **shape.kvstore},
+            "kvstore": [
+                {"name": name, **section[name], "capacity_mb": 32, **shape.kvstore}
+                for name in self._kvstore_names()
+            ]
+            if shape.kvstores > 1
+            else {**section["kvstore"], "capacity_mb": 32, **shape.kvstore},
             "prefill": [
                 {"name": name, **section[name], **worker, **shape.prefill_worker}
                 for name in names
@@ -121,11 +127,15 @@ class Cluster:
             "router": {**section["router"], "routing": shape.routing, "limits": shape.limits},
         }
 
+    def _kvstore_names(self) -> list[str]:
+        count = self.shape.kvstores
+        return ["kvstore"] if count == 1 else [f"kvstore-{i}" for i in range(count)]
+
     # ---- processes
 
     def section(self, name: str) -> dict[str, Any]:
         """The configuration of one process."""
-        if name in ("router", "kvstore"):
+        if name in self.config and isinstance(self.config[name], dict):
             return dict(self.config[name])
         role = name.split("-")[0]
         return dict(next(part for part in self.config[role] if part["name"] == name))
@@ -136,7 +146,9 @@ class Cluster:
 
     def start(self, names: Iterable[str] | None = None) -> None:
         """Starts the processes and waits until each reports SERVING."""
-        wanted = list(names) if names is not None else ["kvstore", *self.workers, "router"]
+        wanted = (
+            list(names) if names is not None else [*self._kvstore_names(), *self.workers, "router"]
+        )
         for name in wanted:
             self._spawn(name)
         for name in wanted:
@@ -145,7 +157,7 @@ class Cluster:
     def _spawn(self, name: str) -> None:
         role = name.split("-")[0]
         command = [sys.executable, "-m", "baton_cli.main", role, "--config", str(self.path)]
-        if role in ("prefill", "decode"):
+        if name != role:
             command += ["--name", name]
         environment = {**os.environ, "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"}
         with (self.directory / f"{name}.log").open("ab") as log:
@@ -192,7 +204,7 @@ class Cluster:
     def stop(self) -> dict[str, int]:
         """SIGTERM to all, front door first; returns the exit codes."""
         self._channel.close()
-        order = ["router", *self.workers, "kvstore"]
+        order = ["router", *self.workers, *self._kvstore_names()]
         codes: dict[str, int] = {}
         for name in [name for name in order if name in self.processes]:
             process = self.processes.pop(name)

@@ -41,10 +41,12 @@ class DirectoryPublisher:
         *,
         batch_s: float = 0.02,
         heartbeat_s: float = 2.0,
+        storage: bool = False,
     ) -> None:
         """`address` is the kvstore's host:port. `held` returns everything held, uint8 [n, 16].
 
-        batch_s: how long changes are gathered before they are sent.
+        batch_s: how long changes are gathered before they are sent. storage: this holder is a
+        kvstore's tier.
         """
         self._address = address
         self._me = me
@@ -52,6 +54,7 @@ class DirectoryPublisher:
         self._held = held
         self._batch_s = batch_s
         self._heartbeat_s = heartbeat_s
+        self._storage = storage
         self._pending: dict[bytes, bool] = {}  # hash -> held; the latest word counts
         self._sequence = 0  # of the next message; 0 is a resync
         self._wake = asyncio.Event()
@@ -153,6 +156,7 @@ class DirectoryPublisher:
                 added=came,
                 removed=went,
                 cache=self._identity if sequence == 0 else None,
+                storage=self._storage,
             )
             for sequence, (came, went) in enumerate(
                 zip(added, removed, strict=True), start=self._sequence

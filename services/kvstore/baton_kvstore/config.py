@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from baton_transfer import Transport
 
@@ -44,9 +44,31 @@ class KvstoreConfig(BaseModel):
         ge=1,
         description="silence after which a holder is forgotten; heartbeats come every 2 s",
     )
+    replicas: tuple[str, ...] = Field(
+        (),
+        description="every kvstore of the cluster, this one included, as workers dial them; "
+        "each keeps the pages that consistent hashing gives it; empty: this one alone",
+    )
+    hot_uses: int = Field(
+        8, ge=2, description="a page used so often is kept by a second replica too"
+    )
     watcher_queue: int = Field(
         1024, ge=1, description="events a slow watcher may lag behind before it is cut off"
     )
+
+    @property
+    def address(self) -> str:
+        """As workers dial it."""
+        return self.advertise or self.listen
+
+    @model_validator(mode="after")
+    def _among_replicas(self) -> "KvstoreConfig":
+        if self.replicas and self.address not in self.replicas:
+            raise ValueError(
+                f"replicas are {', '.join(self.replicas)}; this kvstore's own address, "
+                f"{self.address}, must be among them"
+            )
+        return self
 
     @field_validator("listen", "advertise", "metrics")
     @classmethod

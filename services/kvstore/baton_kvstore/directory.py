@@ -99,9 +99,10 @@ class Directory:
         """The holders of one page."""
         return (self._holders[name] for name in self._by_page.get(page, ()))
 
-    def worker_with(self, page: PageHash) -> Peer | None:
-        """A worker that has the page."""
-        return next((h.peer for h in self.holding(page) if not h.storage), None)
+    def holder_of(self, page: PageHash, *, other_than: str) -> Peer | None:
+        """Somebody else who has the page, a worker if there is one."""
+        others = [holder for holder in self.holding(page) if holder.peer.name != other_than]
+        return min(others, key=lambda holder: holder.storage).peer if others else None
 
     def locate(self, chain: Sequence[PageHash]) -> list[tuple[Peer, int]]:
         """Holders of leading pages of a chain, longest first; storage after workers."""

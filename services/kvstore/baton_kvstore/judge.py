@@ -1,6 +1,6 @@
 """What is known of a page, as one opinion: is it taken, what is it worth, whose is it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from baton_kvstore.admission import Sightings, admitted
 from baton_kvstore.directory import PageHash
@@ -13,8 +13,19 @@ _ASSUMED_PAGE_TOKENS = 64
 class Judge:
     """Sightings and sessions together. Used on one event loop."""
 
-    def __init__(self, *, sightings: int, sessions: int, admit_all: bool = False) -> None:
-        """How many of each are remembered. `admit_all`: every page is taken."""
+    def __init__(
+        self,
+        *,
+        sightings: int,
+        sessions: int,
+        admit_all: bool = False,
+        mine: Callable[[PageHash, bool], bool] = lambda page, hot: True,
+        hot_uses: int = 8,
+    ) -> None:
+        """How many of each are remembered. `admit_all`: every page is taken. `mine(page, hot)`:
+        whether it is this kvstore that should."""
+        self._mine = mine
+        self._hot_uses = hot_uses
         self.sightings = Sightings(sightings)
         self.sessions = SessionTable(sessions)
         self.page_tokens = _ASSUMED_PAGE_TOKENS
@@ -24,6 +35,8 @@ class Judge:
     def admits(self, page: PageHash) -> bool:
         """Whether a tier takes the page."""
         sighting = self.sightings.of(page)
+        if not self._mine(page, sighting.uses >= self._hot_uses):
+            return False
         return self._admit_all or admitted(sighting, self.sessions.live(page))
 
     def worth(self, page: PageHash, *, copy: bool) -> float:

@@ -7,19 +7,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from baton.v1 import errors_pb2 as errors
 from baton.v1 import kv_pb2 as pb
 from baton_kvstore.config import KvstoreConfig
-from baton_kvstore.directory import Directory, PageHash
+from baton_kvstore.directory import HASH_BYTES, Directory, PageHash
 from baton_kvstore.judge import Judge
 from baton_kvstore.nvme import NVME, DiskFiles, NvmeTier
 from baton_kvstore.offload import Offloader
 from baton_kvstore.peers import TierServicer
+from baton_kvstore.ring import HashRing
 from baton_kvstore.tier import TIER, Tier, TierHolder, make_tier
 from baton_kvstore.watchers import Watchers
 from baton_rpc import Refusal
 from baton_telemetry import KvstoreMetrics
-from baton_transfer import WIRE_VERSION, differing_field
+from baton_transfer import WIRE_VERSION, DirectoryPublisher, differing_field
 
 log = logging.getLogger("baton.kvstore")
 
@@ -49,7 +53,11 @@ class Store:
             sightings=config.sightings,
             sessions=config.sessions,
             admit_all=config.admission == "all",
+            mine=self._mine,
+            hot_uses=config.hot_uses,
         )
+        self._ring = HashRing(config.replicas or (config.address,))
+        self._siblings: list[DirectoryPublisher] = []
         self._config = config
         self._me = me
         self._metrics = metrics
@@ -67,7 +75,12 @@ class Store:
         if request.sequence == 0:
             self._check(request.holder, request.cache)
         in_order = self.directory.publish(
-            request.holder, request.sequence, added, removed, time.monotonic()
+            request.holder,
+            request.sequence,
+            added,
+            removed,
+            time.monotonic(),
+            storage=request.storage,
         )
         self._metrics.published(resync=not in_order)
         if in_order and self._offloader is not None:
@@ -86,7 +99,7 @@ class Store:
             tier = self.holder.tier
             if tier is not None and self._offloader is not None:
                 tier.pool.judged_anew(turn.chain)
-                self._offloader.wanted(turn.chain, self.directory.worker_with)
+                self._offloader.wanted(turn.chain, self._other_holder)
 
     def sessions_over(self, sessions: Sequence[bytes], had: Sequence[PageHash]) -> list[PageHash]:
         """Sessions are closed; what of their pages, and of `had`, no other session has."""
@@ -94,6 +107,9 @@ class Store:
         free = self.judge.over(list(dict.fromkeys([*freed, *had])))
         self._free(free)
         return free
+
+    def _other_holder(self, page: PageHash) -> pb.Peer | None:
+        return self.directory.holder_of(page, other_than=self._me.name)
 
     def _free(self, pages: Sequence[PageHash]) -> None:
         tier = self.holder.tier
@@ -110,6 +126,8 @@ class Store:
         if self._opening is not None:
             tasks.append(self._opening)
         await asyncio.wait(tasks)
+        for sibling in self._siblings:
+            await sibling.stop()
         if self._offloader is not None:
             await self._offloader.close()
         if self._disk is not None:
@@ -177,6 +195,7 @@ class Store:
         self.peers.open(identity, tier.exporter.exported)
         log.info("DRAM tier: %d pages of %d bytes", tier.pool.num_pages, tier.arena.page_bytes)
         self._tier_changed()
+        self._tell_siblings(identity, tier)
         self._catch_up(self._offloader)
 
     async def _open_disk(self, path: Path, tier: Tier) -> NvmeTier:
@@ -196,6 +215,18 @@ class Store:
         )
         return NvmeTier(files, tier.pool, self.judge, self._metrics, self._tier_changed)
 
+    def _mine(self, page: PageHash, hot: bool) -> bool:
+        return self._config.address in self._ring.owners(page, 2 if hot else 1)
+
+    def _tell_siblings(self, identity: pb.CacheIdentity, tier: Tier) -> None:
+        """Every directory is whole: each kvstore publishes its tier to the others."""
+        for address in sorted(self._ring.members - {self._config.address}):
+            sibling = DirectoryPublisher(
+                address, self._me, identity, lambda: _rows(tier.pool.held_pages()), storage=True
+            )
+            sibling.start()
+            self._siblings.append(sibling)
+
     async def _room(self) -> None:
         if self._disk is not None:
             await self._disk.room()
@@ -214,6 +245,8 @@ class Store:
         if self._disk is not None:
             self._disk.wake()
         added, removed = tier.pool.take_changes()
+        for sibling in self._siblings if added or removed else ():
+            sibling.publish(b"".join(added), b"".join(removed))
         now = time.monotonic()
         self.directory.publish(self._me, self._sequence, added, removed, now, storage=True)
         self._sequence += 1
@@ -261,3 +294,7 @@ class Store:
             self._metrics.directory_entries.set(self.directory.entries)
             self._metrics.holders.set(self.directory.holders)
             self._metrics.watchers.set(len(self.watchers))
+
+
+def _rows(pages: Sequence[PageHash]) -> NDArray[np.uint8]:
+    return np.frombuffer(b"".join(pages), np.uint8).reshape(-1, HASH_BYTES)

@@ -97,9 +97,18 @@ class RouterConfig(_Section):
     metrics: Address | None = None
     model: ModelConfig
     workers: WorkersConfig
-    kvstore: Address | None = Field(default=None, description="address of the page directory")
+    kvstore: tuple[Address, ...] = Field(
+        default=(), description="every kvstore of the cluster; one may stand alone"
+    )
     routing: RoutingConfig = RoutingConfig()
     limits: LimitsConfig = LimitsConfig()
+
+    @field_validator("kvstore", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: object) -> object:
+        if value is None:
+            return ()
+        return (value,) if isinstance(value, str) else value
 
     @field_validator("name")
     @classmethod

@@ -1,8 +1,9 @@
 """Follows the kvstore's page directory. Its absence costs knowledge, never requests."""
 
 import asyncio
+import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 
 import grpc
@@ -19,7 +20,10 @@ _SLICE = 8_192
 
 
 class DirectoryWatch:
-    """Feeds `index` from KvDirectoryService.Watch at `address`, for as long as `run` runs.
+    """Feeds `index` from KvDirectoryService.Watch, for as long as `run` runs.
+
+    Every kvstore knows everything, so one of `addresses` is followed, and the next one when it is
+    lost.
 
     `trusted(holder)` says whether a holder may be believed: a worker that has
     told us itself that it lives another life is not.
@@ -27,14 +31,15 @@ class DirectoryWatch:
 
     def __init__(
         self,
-        address: str,
+        addresses: Sequence[str],
         watcher: str,
         index: PageIndex,
         *,
         trusted: Callable[[Holder], bool],
         reconnect_s: float = 1.0,
     ) -> None:
-        self._address = address
+        self._addresses = addresses
+        self._address = addresses[0]
         self._watcher = watcher
         self._index = index
         self._trusted = trusted
@@ -43,7 +48,8 @@ class DirectoryWatch:
 
     async def run(self) -> None:
         """Watches, and dials again whenever the stream ends. Ends by cancellation."""
-        while True:
+        for address in itertools.cycle(self._addresses):
+            self._address = address
             try:
                 await self._watch()
                 log.info("the directory at %s ended its stream", self._address)
@@ -53,6 +59,8 @@ class DirectoryWatch:
             if self.connected:
                 self.connected = False
                 self._index.forget_storage()
+                if len(self._addresses) > 1:
+                    continue  # the next one knows it all, too
             await asyncio.sleep(self._reconnect_s)
 
     async def _watch(self) -> None:

@@ -31,10 +31,11 @@ class Holder:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A holder has the first `pages` full pages of a chain."""
+    """A holder has the first `pages` full pages of a chain, or its part of them."""
 
     holder: Holder
     pages: int
+    only: bytes = b""  # not empty: those whose bit is set; kvstores have the rest between them
 
 
 def split_hashes(hashes: bytes) -> Iterator[bytes]:
@@ -132,7 +133,33 @@ class PageIndex:
         if pages:
             found.extend(self._dropped(alive, pages))
         found.reverse()
-        return found
+        shards = [bit for bit, holder in self._holders.items() if holder.storage]
+        return found if len(shards) < 2 else self._with_shards(found, chain, shards)
+
+    def _with_shards(self, found: list[Held], chain: bytes, shards: list[int]) -> list[Held]:
+        """Several kvstores have what they have between them: each is a source of its part."""
+        parts = {bit: bytearray(len(chain) // (8 * HASH_BYTES) + 1) for bit in shards}
+        together = 0
+        for page in split_hashes(chain):
+            mask = self._masks.get(page, 0)
+            having = [bit for bit in shards if mask & bit]
+            if not having:
+                break
+            for bit in having:
+                parts[bit][together // 8] |= 1 << together % 8
+            together += 1
+        alone = max((held.pages for held in found if held.holder.storage), default=0)
+        if together <= alone:
+            return found
+        size = -(-together // 8)
+        stripes = [
+            Held(self._holders[bit], together, bytes(part[:size]))
+            for bit, part in parts.items()
+            if any(part)
+        ]
+        workers = [held for held in found if not held.holder.storage]
+        longer = sum(held.pages >= together for held in workers)
+        return [*workers[:longer], *stripes, *workers[longer:]]
 
     def _dropped(self, mask: int, pages: int) -> Iterator[Held]:
         while mask:

@@ -197,4 +197,4 @@ class Placer:
 
 
 def _source(held: Held) -> wire.PageSource:
-    return wire.PageSource(holder=held.holder.peer(), pages=held.pages)
+    return wire.PageSource(holder=held.holder.peer(), pages=held.pages, only=held.only)

@@ -210,7 +210,7 @@ def _longer(prompt: Prompt, pages: int, name: str) -> tuple[Held, ...]:
     """The holders, best first, from whom a worker with `pages` usable pages gains some."""
     own = min(pages, prompt.usable_pages)
     return tuple(
-        Held(h.holder, min(h.pages, prompt.usable_pages))
+        Held(h.holder, min(h.pages, prompt.usable_pages), h.only)
         for h in prompt.holders
         if h.holder.name != name and min(h.pages, prompt.usable_pages) > own
     )

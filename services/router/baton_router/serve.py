@@ -32,7 +32,7 @@ async def serve(config: RouterConfig) -> None:
     sessions = Sessions(
         pool,
         index,
-        () if config.kvstore is None else (config.kvstore,),
+        config.kvstore,
         capacity=config.limits.sessions,
         ttl_s=config.limits.session_ttl_s,
     )
@@ -45,7 +45,7 @@ async def serve(config: RouterConfig) -> None:
         await server.start(serving=False)
         tasks.append(asyncio.create_task(pool.run()))
         tasks.append(asyncio.create_task(sessions.run()))
-        if config.kvstore is not None:
+        if config.kvstore:
             watch = DirectoryWatch(
                 config.kvstore,
                 config.name,

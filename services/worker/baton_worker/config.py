@@ -19,9 +19,17 @@ class WorkerConfig(EngineConfig):
     # host:port under which others reach us, when it is not `listen` (0.0.0.0, NAT).
     advertise: Address | None = None
     metrics: Address | None = None  # None: no /metrics route
-    kvstore: Address | None = None  # None: nobody learns which pages are held here
+    # Every kvstore of the cluster; one may stand alone. None: nobody learns what is held here.
+    kvstore: tuple[Address, ...] = ()
     # How long running requests may go on after SIGTERM.
     drain_s: Annotated[float, Field(ge=0, le=3600)] = 30.0
+
+    @field_validator("kvstore", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: object) -> object:
+        if value is None:
+            return ()
+        return (value,) if isinstance(value, str) else value
 
     @field_validator("name")
     @classmethod

@@ -81,4 +81,4 @@ def _sampling(sampling: wire.ResolvedSampling, logprobs: int | None) -> Sampling
 
 def _source(source: wire.PageSource) -> Source:
     check_present(source.holder.name and source.holder.address, "start.sources.holder")
-    return Source(source.holder, source.pages)
+    return Source(source.holder, source.pages, source.only)

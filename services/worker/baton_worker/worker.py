@@ -109,7 +109,7 @@ class _Worker:
                 ),
             ],
         )
-        self._publisher: DirectoryPublisher | None = None
+        self._publishers: list[DirectoryPublisher] = []
         self._pool = self._about.pool  # as routers and metrics know it
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -132,17 +132,17 @@ class _Worker:
             finally:
                 watching.cancel()
         finally:
-            if self._publisher is not None:
-                await self._publisher.stop()
+            for publisher in self._publishers:
+                await publisher.stop()
             await self._server.stop()
 
     def _start_publishing(self) -> None:
-        if self._config.kvstore is None:
-            return
-        self._publisher = DirectoryPublisher(
-            self._config.kvstore, self._me, self._about.identity, self._engine.held_hashes
-        )
-        self._publisher.start()
+        for address in self._config.kvstore:
+            publisher = DirectoryPublisher(
+                address, self._me, self._about.identity, self._engine.held_hashes
+            )
+            publisher.start()
+            self._publishers.append(publisher)
 
     async def _until(self, stop: asyncio.Event) -> None:
         """Raises EngineLost."""
@@ -184,8 +184,7 @@ class _Worker:
                 self._pool = pool
                 self._measuring.pool(pool)
                 self._desk.note_pool(pool_message(pool))
-            if self._publisher is not None:
-                self._measuring.directory(self._publisher.failures)
+            self._measuring.directory(sum(p.failures for p in self._publishers))
             await asyncio.sleep(_WATCH_S)
 
     def _on_events(self, events: StepEvents) -> None:
@@ -193,8 +192,9 @@ class _Worker:
         self._pool = events.pool
         self._desk.deliver(events)
         self._measuring.step(events)
-        if self._publisher is not None and (len(events.sealed) or len(events.evicted)):
-            self._publisher.publish(events.sealed, events.evicted)
+        if len(events.sealed) or len(events.evicted):
+            for publisher in self._publishers:
+                publisher.publish(events.sealed, events.evicted)
 
     def _hello(self) -> wire.WorkerHello:
         return wire.WorkerHello(

@@ -34,7 +34,7 @@ def test_the_router_learns_the_rest_of_the_tree(tree: dict[str, Any]) -> None:
     router = ClusterConfig.from_tree(tree).section("router")
     assert list(router.workers.decode) == ["127.0.0.1:7210", "127.0.0.1:7211"]
     assert list(router.workers.prefill) == ["127.0.0.1:7200"]
-    assert router.kvstore == "127.0.0.1:7300"
+    assert router.kvstore == ("127.0.0.1:7300",)
     assert router.model.served_name == "m"
 
 
@@ -43,7 +43,7 @@ def test_a_worker_learns_the_model_and_the_kvstore(tree: dict[str, Any]) -> None
     worker = ClusterConfig.from_tree(tree).section("decode", "two")
     assert worker.name == "two"
     assert worker.page_size == 32
-    assert worker.kvstore == "127.0.0.1:7300"
+    assert worker.kvstore == ("127.0.0.1:7300",)
     assert str(worker.model_path) == tree["model"]["path"]
 
 
@@ -64,7 +64,7 @@ def test_workers_without_a_name_are_numbered(tree: dict[str, Any]) -> None:
         ({"model": {"path": "x", "page": 3}}, "model.page: unknown key; did you mean 'page_size'?"),
         ({"model": {}}, "model.path: must be given"),
         ({"decode": []}, "decode: "),
-        ({"decode": [{"name": "a"}, {"name": "a"}]}, "two workers are named 'a'"),
+        ({"decode": [{"name": "a"}, {"name": "a"}]}, "two processes are named 'a'"),
         ({"prefill": [{"listen": "h:1", "tpp": 2}]}, "prefill[0].tpp: unknown key"),
         ({"router": {"listen": "h:1", "routing": {"local_sufix_tokens": 1}}},
          "router.routing.local_sufix_tokens: unknown key; did you mean 'local_suffix_tokens'?"),
@@ -96,7 +96,7 @@ def test_the_faults_of_all_sections_come_together(tree: dict[str, Any]) -> None:
 
 def test_a_cluster_without_a_kvstore(tree: dict[str, Any]) -> None:
     config = ClusterConfig.from_tree({**tree, "kvstore": None})
-    assert config.section("router").kvstore is None
+    assert config.section("router").kvstore == ()
     with pytest.raises(ConfigError, match="has none"):
         config.section("kvstore")
 

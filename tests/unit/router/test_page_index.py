@@ -1,6 +1,6 @@
 """The index against a dictionary of sets."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -98,3 +98,27 @@ def test_storage_goes_with_the_kvstore() -> None:
     index.add(holder("kv", storage=True), PAGES)
     index.forget_storage()
     assert [(h.holder.name, h.pages) for h in index.held(b"".join(PAGES))] == [("w", 1)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sets(st.sampled_from(["kv0", "kv1", "w"]))), st.integers(0, 12))
+def test_kvstores_are_sources_of_what_they_have_between_them(
+    having: list[set[str]], asked: int
+) -> None:
+    index = PageIndex()
+    pages = [bytes([i]) * 16 for i in range(asked)]
+    having = (having + [set()] * asked)[:asked]
+    for name in ("kv0", "kv1", "w"):
+        theirs = [page for page, names in zip(pages, having, strict=True) if name in names]
+        index.add(holder(name, storage=name != "w"), theirs)
+    found = index.held(b"".join(pages))
+    together = next((i for i, names in enumerate(having) if not names - {"w"}), asked)
+    best = max((held.pages for held in found if held.holder.storage), default=0)
+    assert best == together
+    assert [held.pages for held in found] == sorted((h.pages for h in found), reverse=True)
+    for held in found:
+        name = held.holder.name
+        assert (name == "w") <= (not held.only)
+        for i in range(held.pages):
+            bit = not held.only or bool(held.only[i // 8] >> i % 8 & 1)
+            assert bit == (name in having[i])

@@ -257,18 +257,20 @@ class FirstToken(_message.Message):
     def __init__(self, token_id: _Optional[int] = ..., logprob: _Optional[_Union[_inference_pb2.TokenLogprob, _Mapping]] = ..., cached_tokens: _Optional[int] = ..., queue_us: _Optional[int] = ..., prefill_us: _Optional[int] = ..., pages_moved: _Optional[int] = ..., bytes_moved: _Optional[int] = ...) -> None: ...
 
 class PublishRequest(_message.Message):
-    __slots__ = ("holder", "sequence", "added", "removed", "cache")
+    __slots__ = ("holder", "sequence", "added", "removed", "cache", "storage")
     HOLDER_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     ADDED_FIELD_NUMBER: _ClassVar[int]
     REMOVED_FIELD_NUMBER: _ClassVar[int]
     CACHE_FIELD_NUMBER: _ClassVar[int]
+    STORAGE_FIELD_NUMBER: _ClassVar[int]
     holder: Peer
     sequence: int
     added: bytes
     removed: bytes
     cache: CacheIdentity
-    def __init__(self, holder: _Optional[_Union[Peer, _Mapping]] = ..., sequence: _Optional[int] = ..., added: _Optional[bytes] = ..., removed: _Optional[bytes] = ..., cache: _Optional[_Union[CacheIdentity, _Mapping]] = ...) -> None: ...
+    storage: bool
+    def __init__(self, holder: _Optional[_Union[Peer, _Mapping]] = ..., sequence: _Optional[int] = ..., added: _Optional[bytes] = ..., removed: _Optional[bytes] = ..., cache: _Optional[_Union[CacheIdentity, _Mapping]] = ..., storage: bool = ...) -> None: ...
 
 class PublishResponse(_message.Message):
     __slots__ = ("resync",)

@@ -27,7 +27,7 @@ from baton.v1 import inference_pb2 as baton_dot_v1_dot_inference__pb2
 from baton.v1 import kv_pb2 as baton_dot_v1_dot_kv__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x62\x61ton/v1/worker.proto\x12\x08\x62\x61ton.v1\x1a\x15\x62\x61ton/v1/errors.proto\x1a\x18\x62\x61ton/v1/inference.proto\x1a\x11\x62\x61ton/v1/kv.proto\"o\n\x0e\x43onnectRequest\x12&\n\x05hello\x18\x01 \x01(\x0b\x32\x15.baton.v1.RouterHelloH\x00\x12*\n\x08\x63ommands\x18\x02 \x01(\x0b\x32\x16.baton.v1.CommandBatchH\x00\x42\t\n\x07message\"3\n\x0bRouterHello\x12\x0e\n\x06router\x18\x01 \x01(\t\x12\x14\n\x0cwire_version\x18\x02 \x01(\r\"3\n\x0c\x43ommandBatch\x12#\n\x08\x63ommands\x18\x01 \x03(\x0b\x32\x11.baton.v1.Command\"\xc0\x01\n\x07\x43ommand\x12\'\n\x05start\x18\x01 \x01(\x0b\x32\x16.baton.v1.StartRequestH\x00\x12)\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32\x17.baton.v1.CancelRequestH\x00\x12-\n\x0cprefill_lost\x18\x03 \x01(\x0b\x32\x15.baton.v1.PrefillLostH\x00\x12\'\n\x06\x66orget\x18\x04 \x01(\x0b\x32\x15.baton.v1.ForgetPagesH\x00\x42\t\n\x07\x63ommand\"\"\n\x0b\x46orgetPages\x12\x13\n\x0bpage_hashes\x18\x01 \x01(\x0c\"\xb4\x04\n\x0cStartRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x15\n\rprompt_tokens\x18\x04 \x01(\r\x12\x16\n\x0emax_new_tokens\x18\x05 \x01(\r\x12,\n\x08sampling\x18\x06 \x01(\x0b\x32\x1a.baton.v1.ResolvedSampling\x12$\n\x04stop\x18\x07 \x01(\x0b\x32\x16.baton.v1.ResolvedStop\x12\x15\n\x08logprobs\x18\x08 \x01(\rH\x01\x88\x01\x01\x12\x11\n\tcache_key\x18\t \x01(\x0c\x12%\n\x07sources\x18\n \x03(\x0b\x32\x14.baton.v1.PageSource\x12\x31\n\x07\x63ompute\x18\x0b \x01(\x0b\x32\x1e.baton.v1.StartRequest.ComputeH\x00\x12\x38\n\x0bprefill_for\x18\x0c \x01(\x0b\x32!.baton.v1.StartRequest.PrefillForH\x00\x12<\n\rawait_prefill\x18\r \x01(\x0b\x32#.baton.v1.StartRequest.AwaitPrefillH\x00\x1a\t\n\x07\x43ompute\x1a\x1c\n\nPrefillFor\x12\x0e\n\x06reader\x18\x01 \x01(\t\x1a/\n\x0c\x41waitPrefill\x12\x1f\n\x07prefill\x18\x01 \x01(\x0b\x32\x0e.baton.v1.PeerB\x06\n\x04planB\x0b\n\t_logprobs\";\n\nPageSource\x12\x1e\n\x06holder\x18\x01 \x01(\x0b\x32\x0e.baton.v1.Peer\x12\r\n\x05pages\x18\x02 \x01(\r\"\xa4\x02\n\x10ResolvedSampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_p\x18\x02 \x01(\x02\x12\r\n\x05top_k\x18\x03 \x01(\r\x12\r\n\x05min_p\x18\x04 \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\x05 \x01(\x02\x12\x18\n\x10presence_penalty\x18\x06 \x01(\x02\x12\x1a\n\x12repetition_penalty\x18\x07 \x01(\x02\x12=\n\nlogit_bias\x18\x08 \x03(\x0b\x32).baton.v1.ResolvedSampling.LogitBiasEntry\x12\x0c\n\x04seed\x18\t \x01(\x04\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\"K\n\x0cResolvedStop\x12\x0c\n\x04stop\x18\x01 \x03(\t\x12\x16\n\x0estop_token_ids\x18\x02 \x03(\r\x12\x15\n\reos_token_ids\x18\x03 \x03(\r\"4\n\rCancelRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\"2\n\x0bPrefillLost\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\"j\n\x0f\x43onnectResponse\x12&\n\x05hello\x18\x01 \x01(\x0b\x32\x15.baton.v1.WorkerHelloH\x00\x12$\n\x04step\x18\x02 \x01(\x0b\x32\x14.baton.v1.StepReportH\x00\x42\t\n\x07message\"\xf9\x01\n\x0bWorkerHello\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\"\n\x04role\x18\x02 \x01(\x0e\x32\x14.baton.v1.WorkerRole\x12\x14\n\x0cwire_version\x18\x03 \x01(\r\x12\r\n\x05\x65poch\x18\x04 \x01(\x06\x12\x1c\n\x04peer\x18\x05 \x01(\x0b\x32\x0e.baton.v1.Peer\x12&\n\x05\x63\x61\x63he\x18\x06 \x01(\x0b\x32\x17.baton.v1.CacheIdentity\x12\x13\n\x0bmax_context\x18\x07 \x01(\r\x12\x13\n\x0bmax_running\x18\x08 \x01(\r\x12!\n\x04pool\x18\t \x01(\x0b\x32\x13.baton.v1.PoolState\"y\n\nStepReport\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12(\n\x07updates\x18\x02 \x03(\x0b\x32\x17.baton.v1.RequestUpdate\x12!\n\x04pool\x18\x03 \x01(\x0b\x32\x13.baton.v1.PoolState\x12\x10\n\x08\x64raining\x18\x04 \x01(\x08\"o\n\tPoolState\x12\x13\n\x0btotal_pages\x18\x01 \x01(\r\x12\x12\n\nfree_pages\x18\x02 \x01(\r\x12\x0f\n\x07running\x18\x03 \x01(\r\x12\x0f\n\x07waiting\x18\x04 \x01(\r\x12\x17\n\x0f\x63omputed_tokens\x18\x05 \x01(\x04\"\xea\x01\n\rRequestUpdate\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12-\n\x08\x61\x64mitted\x18\x03 \x01(\x0b\x32\x19.baton.v1.RequestAdmittedH\x00\x12)\n\x06tokens\x18\x04 \x01(\x0b\x32\x17.baton.v1.RequestTokensH\x00\x12%\n\x04\x64one\x18\x05 \x01(\x0b\x32\x15.baton.v1.RequestDoneH\x00\x12)\n\x06\x66\x61iled\x18\x06 \x01(\x0b\x32\x17.baton.v1.RequestFailedH\x00\x42\x08\n\x06update\"(\n\x0fRequestAdmitted\x12\x15\n\rreused_tokens\x18\x01 \x01(\r\"\x89\x01\n\rRequestTokens\x12\x16\n\x0e\x66irst_position\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12(\n\x08logprobs\x18\x03 \x03(\x0b\x32\x16.baton.v1.TokenLogprob\x12#\n\x04\x63ost\x18\x04 \x01(\x0b\x32\x15.baton.v1.RequestCost\"p\n\x0bRequestDone\x12&\n\x06reason\x18\x01 \x01(\x0e\x32\x16.baton.v1.FinishReason\x12\x14\n\x0cmatched_stop\x18\x02 \x01(\t\x12#\n\x04\x63ost\x18\x03 \x01(\x0b\x32\x15.baton.v1.RequestCost\"G\n\rRequestFailed\x12%\n\x06reason\x18\x01 \x01(\x0e\x32\x15.baton.v1.ErrorReason\x12\x0f\n\x07message\x18\x02 \x01(\t\"\xe5\x01\n\x0bRequestCost\x12\x15\n\rreused_tokens\x18\x01 \x01(\r\x12\x16\n\x0e\x66\x65tched_tokens\x18\x02 \x01(\r\x12\x17\n\x0f\x63omputed_tokens\x18\x03 \x01(\r\x12\x13\n\x0bpages_moved\x18\x04 \x01(\r\x12\x13\n\x0b\x62ytes_moved\x18\x05 \x01(\x04\x12\x10\n\x08queue_us\x18\x06 \x01(\x04\x12\x12\n\nprefill_us\x18\x07 \x01(\x04\x12\x13\n\x0bhandover_us\x18\x08 \x01(\x04\x12)\n\x0b\x66irst_token\x18\t \x01(\x0b\x32\x14.baton.v1.FirstToken*Z\n\nWorkerRole\x12\x1b\n\x17WORKER_ROLE_UNSPECIFIED\x10\x00\x12\x17\n\x13WORKER_ROLE_PREFILL\x10\x01\x12\x16\n\x12WORKER_ROLE_DECODE\x10\x02\x32S\n\rWorkerService\x12\x42\n\x07\x43onnect\x12\x18.baton.v1.ConnectRequest\x1a\x19.baton.v1.ConnectResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x62\x61ton/v1/worker.proto\x12\x08\x62\x61ton.v1\x1a\x15\x62\x61ton/v1/errors.proto\x1a\x18\x62\x61ton/v1/inference.proto\x1a\x11\x62\x61ton/v1/kv.proto\"o\n\x0e\x43onnectRequest\x12&\n\x05hello\x18\x01 \x01(\x0b\x32\x15.baton.v1.RouterHelloH\x00\x12*\n\x08\x63ommands\x18\x02 \x01(\x0b\x32\x16.baton.v1.CommandBatchH\x00\x42\t\n\x07message\"3\n\x0bRouterHello\x12\x0e\n\x06router\x18\x01 \x01(\t\x12\x14\n\x0cwire_version\x18\x02 \x01(\r\"3\n\x0c\x43ommandBatch\x12#\n\x08\x63ommands\x18\x01 \x03(\x0b\x32\x11.baton.v1.Command\"\xc0\x01\n\x07\x43ommand\x12\'\n\x05start\x18\x01 \x01(\x0b\x32\x16.baton.v1.StartRequestH\x00\x12)\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32\x17.baton.v1.CancelRequestH\x00\x12-\n\x0cprefill_lost\x18\x03 \x01(\x0b\x32\x15.baton.v1.PrefillLostH\x00\x12\'\n\x06\x66orget\x18\x04 \x01(\x0b\x32\x15.baton.v1.ForgetPagesH\x00\x42\t\n\x07\x63ommand\"\"\n\x0b\x46orgetPages\x12\x13\n\x0bpage_hashes\x18\x01 \x01(\x0c\"\xb4\x04\n\x0cStartRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x15\n\rprompt_tokens\x18\x04 \x01(\r\x12\x16\n\x0emax_new_tokens\x18\x05 \x01(\r\x12,\n\x08sampling\x18\x06 \x01(\x0b\x32\x1a.baton.v1.ResolvedSampling\x12$\n\x04stop\x18\x07 \x01(\x0b\x32\x16.baton.v1.ResolvedStop\x12\x15\n\x08logprobs\x18\x08 \x01(\rH\x01\x88\x01\x01\x12\x11\n\tcache_key\x18\t \x01(\x0c\x12%\n\x07sources\x18\n \x03(\x0b\x32\x14.baton.v1.PageSource\x12\x31\n\x07\x63ompute\x18\x0b \x01(\x0b\x32\x1e.baton.v1.StartRequest.ComputeH\x00\x12\x38\n\x0bprefill_for\x18\x0c \x01(\x0b\x32!.baton.v1.StartRequest.PrefillForH\x00\x12<\n\rawait_prefill\x18\r \x01(\x0b\x32#.baton.v1.StartRequest.AwaitPrefillH\x00\x1a\t\n\x07\x43ompute\x1a\x1c\n\nPrefillFor\x12\x0e\n\x06reader\x18\x01 \x01(\t\x1a/\n\x0c\x41waitPrefill\x12\x1f\n\x07prefill\x18\x01 \x01(\x0b\x32\x0e.baton.v1.PeerB\x06\n\x04planB\x0b\n\t_logprobs\"I\n\nPageSource\x12\x1e\n\x06holder\x18\x01 \x01(\x0b\x32\x0e.baton.v1.Peer\x12\r\n\x05pages\x18\x02 \x01(\r\x12\x0c\n\x04only\x18\x03 \x01(\x0c\"\xa4\x02\n\x10ResolvedSampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_p\x18\x02 \x01(\x02\x12\r\n\x05top_k\x18\x03 \x01(\r\x12\r\n\x05min_p\x18\x04 \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\x05 \x01(\x02\x12\x18\n\x10presence_penalty\x18\x06 \x01(\x02\x12\x1a\n\x12repetition_penalty\x18\x07 \x01(\x02\x12=\n\nlogit_bias\x18\x08 \x03(\x0b\x32).baton.v1.ResolvedSampling.LogitBiasEntry\x12\x0c\n\x04seed\x18\t \x01(\x04\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\"K\n\x0cResolvedStop\x12\x0c\n\x04stop\x18\x01 \x03(\t\x12\x16\n\x0estop_token_ids\x18\x02 \x03(\r\x12\x15\n\reos_token_ids\x18\x03 \x03(\r\"4\n\rCancelRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\"2\n\x0bPrefillLost\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\"j\n\x0f\x43onnectResponse\x12&\n\x05hello\x18\x01 \x01(\x0b\x32\x15.baton.v1.WorkerHelloH\x00\x12$\n\x04step\x18\x02 \x01(\x0b\x32\x14.baton.v1.StepReportH\x00\x42\t\n\x07message\"\xf9\x01\n\x0bWorkerHello\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\"\n\x04role\x18\x02 \x01(\x0e\x32\x14.baton.v1.WorkerRole\x12\x14\n\x0cwire_version\x18\x03 \x01(\r\x12\r\n\x05\x65poch\x18\x04 \x01(\x06\x12\x1c\n\x04peer\x18\x05 \x01(\x0b\x32\x0e.baton.v1.Peer\x12&\n\x05\x63\x61\x63he\x18\x06 \x01(\x0b\x32\x17.baton.v1.CacheIdentity\x12\x13\n\x0bmax_context\x18\x07 \x01(\r\x12\x13\n\x0bmax_running\x18\x08 \x01(\r\x12!\n\x04pool\x18\t \x01(\x0b\x32\x13.baton.v1.PoolState\"y\n\nStepReport\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12(\n\x07updates\x18\x02 \x03(\x0b\x32\x17.baton.v1.RequestUpdate\x12!\n\x04pool\x18\x03 \x01(\x0b\x32\x13.baton.v1.PoolState\x12\x10\n\x08\x64raining\x18\x04 \x01(\x08\"o\n\tPoolState\x12\x13\n\x0btotal_pages\x18\x01 \x01(\r\x12\x12\n\nfree_pages\x18\x02 \x01(\r\x12\x0f\n\x07running\x18\x03 \x01(\r\x12\x0f\n\x07waiting\x18\x04 \x01(\r\x12\x17\n\x0f\x63omputed_tokens\x18\x05 \x01(\x04\"\xea\x01\n\rRequestUpdate\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12-\n\x08\x61\x64mitted\x18\x03 \x01(\x0b\x32\x19.baton.v1.RequestAdmittedH\x00\x12)\n\x06tokens\x18\x04 \x01(\x0b\x32\x17.baton.v1.RequestTokensH\x00\x12%\n\x04\x64one\x18\x05 \x01(\x0b\x32\x15.baton.v1.RequestDoneH\x00\x12)\n\x06\x66\x61iled\x18\x06 \x01(\x0b\x32\x17.baton.v1.RequestFailedH\x00\x42\x08\n\x06update\"(\n\x0fRequestAdmitted\x12\x15\n\rreused_tokens\x18\x01 \x01(\r\"\x89\x01\n\rRequestTokens\x12\x16\n\x0e\x66irst_position\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12(\n\x08logprobs\x18\x03 \x03(\x0b\x32\x16.baton.v1.TokenLogprob\x12#\n\x04\x63ost\x18\x04 \x01(\x0b\x32\x15.baton.v1.RequestCost\"p\n\x0bRequestDone\x12&\n\x06reason\x18\x01 \x01(\x0e\x32\x16.baton.v1.FinishReason\x12\x14\n\x0cmatched_stop\x18\x02 \x01(\t\x12#\n\x04\x63ost\x18\x03 \x01(\x0b\x32\x15.baton.v1.RequestCost\"G\n\rRequestFailed\x12%\n\x06reason\x18\x01 \x01(\x0e\x32\x15.baton.v1.ErrorReason\x12\x0f\n\x07message\x18\x02 \x01(\t\"\xe5\x01\n\x0bRequestCost\x12\x15\n\rreused_tokens\x18\x01 \x01(\r\x12\x16\n\x0e\x66\x65tched_tokens\x18\x02 \x01(\r\x12\x17\n\x0f\x63omputed_tokens\x18\x03 \x01(\r\x12\x13\n\x0bpages_moved\x18\x04 \x01(\r\x12\x13\n\x0b\x62ytes_moved\x18\x05 \x01(\x04\x12\x10\n\x08queue_us\x18\x06 \x01(\x04\x12\x12\n\nprefill_us\x18\x07 \x01(\x04\x12\x13\n\x0bhandover_us\x18\x08 \x01(\x04\x12)\n\x0b\x66irst_token\x18\t \x01(\x0b\x32\x14.baton.v1.FirstToken*Z\n\nWorkerRole\x12\x1b\n\x17WORKER_ROLE_UNSPECIFIED\x10\x00\x12\x17\n\x13WORKER_ROLE_PREFILL\x10\x01\x12\x16\n\x12WORKER_ROLE_DECODE\x10\x02\x32S\n\rWorkerService\x12\x42\n\x07\x43onnect\x12\x18.baton.v1.ConnectRequest\x1a\x19.baton.v1.ConnectResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,8 +36,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_RESOLVEDSAMPLING_LOGITBIASENTRY']._loaded_options = None
   _globals['_RESOLVEDSAMPLING_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_WORKERROLE']._serialized_start=3093
-  _globals['_WORKERROLE']._serialized_end=3183
+  _globals['_WORKERROLE']._serialized_start=3107
+  _globals['_WORKERROLE']._serialized_end=3197
   _globals['_CONNECTREQUEST']._serialized_start=103
   _globals['_CONNECTREQUEST']._serialized_end=214
   _globals['_ROUTERHELLO']._serialized_start=216
@@ -57,37 +57,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STARTREQUEST_AWAITPREFILL']._serialized_start=1050
   _globals['_STARTREQUEST_AWAITPREFILL']._serialized_end=1097
   _globals['_PAGESOURCE']._serialized_start=1120
-  _globals['_PAGESOURCE']._serialized_end=1179
-  _globals['_RESOLVEDSAMPLING']._serialized_start=1182
-  _globals['_RESOLVEDSAMPLING']._serialized_end=1474
-  _globals['_RESOLVEDSAMPLING_LOGITBIASENTRY']._serialized_start=1426
-  _globals['_RESOLVEDSAMPLING_LOGITBIASENTRY']._serialized_end=1474
-  _globals['_RESOLVEDSTOP']._serialized_start=1476
-  _globals['_RESOLVEDSTOP']._serialized_end=1551
-  _globals['_CANCELREQUEST']._serialized_start=1553
-  _globals['_CANCELREQUEST']._serialized_end=1605
-  _globals['_PREFILLLOST']._serialized_start=1607
-  _globals['_PREFILLLOST']._serialized_end=1657
-  _globals['_CONNECTRESPONSE']._serialized_start=1659
-  _globals['_CONNECTRESPONSE']._serialized_end=1765
-  _globals['_WORKERHELLO']._serialized_start=1768
-  _globals['_WORKERHELLO']._serialized_end=2017
-  _globals['_STEPREPORT']._serialized_start=2019
-  _globals['_STEPREPORT']._serialized_end=2140
-  _globals['_POOLSTATE']._serialized_start=2142
-  _globals['_POOLSTATE']._serialized_end=2253
-  _globals['_REQUESTUPDATE']._serialized_start=2256
-  _globals['_REQUESTUPDATE']._serialized_end=2490
-  _globals['_REQUESTADMITTED']._serialized_start=2492
-  _globals['_REQUESTADMITTED']._serialized_end=2532
-  _globals['_REQUESTTOKENS']._serialized_start=2535
-  _globals['_REQUESTTOKENS']._serialized_end=2672
-  _globals['_REQUESTDONE']._serialized_start=2674
-  _globals['_REQUESTDONE']._serialized_end=2786
-  _globals['_REQUESTFAILED']._serialized_start=2788
-  _globals['_REQUESTFAILED']._serialized_end=2859
-  _globals['_REQUESTCOST']._serialized_start=2862
-  _globals['_REQUESTCOST']._serialized_end=3091
-  _globals['_WORKERSERVICE']._serialized_start=3185
-  _globals['_WORKERSERVICE']._serialized_end=3268
+  _globals['_PAGESOURCE']._serialized_end=1193
+  _globals['_RESOLVEDSAMPLING']._serialized_start=1196
+  _globals['_RESOLVEDSAMPLING']._serialized_end=1488
+  _globals['_RESOLVEDSAMPLING_LOGITBIASENTRY']._serialized_start=1440
+  _globals['_RESOLVEDSAMPLING_LOGITBIASENTRY']._serialized_end=1488
+  _globals['_RESOLVEDSTOP']._serialized_start=1490
+  _globals['_RESOLVEDSTOP']._serialized_end=1565
+  _globals['_CANCELREQUEST']._serialized_start=1567
+  _globals['_CANCELREQUEST']._serialized_end=1619
+  _globals['_PREFILLLOST']._serialized_start=1621
+  _globals['_PREFILLLOST']._serialized_end=1671
+  _globals['_CONNECTRESPONSE']._serialized_start=1673
+  _globals['_CONNECTRESPONSE']._serialized_end=1779
+  _globals['_WORKERHELLO']._serialized_start=1782
+  _globals['_WORKERHELLO']._serialized_end=2031
+  _globals['_STEPREPORT']._serialized_start=2033
+  _globals['_STEPREPORT']._serialized_end=2154
+  _globals['_POOLSTATE']._serialized_start=2156
+  _globals['_POOLSTATE']._serialized_end=2267
+  _globals['_REQUESTUPDATE']._serialized_start=2270
+  _globals['_REQUESTUPDATE']._serialized_end=2504
+  _globals['_REQUESTADMITTED']._serialized_start=2506
+  _globals['_REQUESTADMITTED']._serialized_end=2546
+  _globals['_REQUESTTOKENS']._serialized_start=2549
+  _globals['_REQUESTTOKENS']._serialized_end=2686
+  _globals['_REQUESTDONE']._serialized_start=2688
+  _globals['_REQUESTDONE']._serialized_end=2800
+  _globals['_REQUESTFAILED']._serialized_start=2802
+  _globals['_REQUESTFAILED']._serialized_end=2873
+  _globals['_REQUESTCOST']._serialized_start=2876
+  _globals['_REQUESTCOST']._serialized_end=3105
+  _globals['_WORKERSERVICE']._serialized_start=3199
+  _globals['_WORKERSERVICE']._serialized_end=3282
 # @@protoc_insertion_point(module_scope)

@@ -103,12 +103,14 @@ class StartRequest(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., attempt: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., prompt_tokens: _Optional[int] = ..., max_new_tokens: _Optional[int] = ..., sampling: _Optional[_Union[ResolvedSampling, _Mapping]] = ..., stop: _Optional[_Union[ResolvedStop, _Mapping]] = ..., logprobs: _Optional[int] = ..., cache_key: _Optional[bytes] = ..., sources: _Optional[_Iterable[_Union[PageSource, _Mapping]]] = ..., compute: _Optional[_Union[StartRequest.Compute, _Mapping]] = ..., prefill_for: _Optional[_Union[StartRequest.PrefillFor, _Mapping]] = ..., await_prefill: _Optional[_Union[StartRequest.AwaitPrefill, _Mapping]] = ...) -> None: ...
 
 class PageSource(_message.Message):
-    __slots__ = ("holder", "pages")
+    __slots__ = ("holder", "pages", "only")
     HOLDER_FIELD_NUMBER: _ClassVar[int]
     PAGES_FIELD_NUMBER: _ClassVar[int]
+    ONLY_FIELD_NUMBER: _ClassVar[int]
     holder: _kv_pb2.Peer
     pages: int
-    def __init__(self, holder: _Optional[_Union[_kv_pb2.Peer, _Mapping]] = ..., pages: _Optional[int] = ...) -> None: ...
+    only: bytes
+    def __init__(self, holder: _Optional[_Union[_kv_pb2.Peer, _Mapping]] = ..., pages: _Optional[int] = ..., only: _Optional[bytes] = ...) -> None: ...
 
 class ResolvedSampling(_message.Message):
     __slots__ = ("temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty", "logit_bias", "seed")
