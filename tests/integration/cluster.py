@@ -201,6 +201,15 @@ class Cluster:
         """SIGCONT; harmless to one that runs."""
         self.processes[name].send_signal(signal.SIGCONT)
 
+    def revive(self, name: str) -> bool:
+        """Resumes a process, or starts it again if it is dead; whether it was."""
+        process = self.processes.get(name)
+        if process is not None and process.poll() is None:
+            self.resume(name)
+            return False
+        self.start([name])
+        return True
+
     def stop(self) -> dict[str, int]:
         """SIGTERM to all, front door first; returns the exit codes."""
         self._channel.close()
