@@ -25,10 +25,8 @@ PYTEST_FLAGS ?=
 DEMO_FLAGS ?=
 
 .DELETE_ON_ERROR:
-.PHONY: help venv build dev demo test test-cpp test-python test-slow test-chaos lint lint-python lint-types \
-	lint-imports lint-cpp lint-proto lint-shell format proto bench bench-scheduler bench-router \
-	bench-modeling bench-handover bench-idle demo-model demo-model-eval \
-	clean clean-venv
+# No target of a plain name is a file.
+.PHONY: $(shell sed -n 's/^\([a-z-]*\):.*/\1/p' $(firstword $(MAKEFILE_LIST)))
 
 help: ## list these commands
 	@printf 'Baton: make TARGET\n\n'
@@ -60,9 +58,12 @@ $(STAMPS)/build: $(CPP_SOURCES) | $(STAMPS)/worker
 	@$(PIP) -q --no-deps --no-build-isolation -e .
 	@touch $@
 
-$(STAMPS)/dev: pyproject.toml $(STAMPS)/tools | $(STAMPS)/worker
+# smg-grpc-proto asks for a newer grpcio than the one that is tested here, for its
+# service stubs. Baton reads its messages only (services/router/baton_router/gateway).
+$(STAMPS)/dev: pyproject.toml constraints.txt $(STAMPS)/tools | $(STAMPS)/worker
 	@echo "== installing test and lint tools"
-	@$(PIP) -q --no-build-isolation -e '.[worker,dev]'
+	@$(PIP) -q --no-build-isolation -e '.[worker,dev]' smg
+	@$(PIP) -q --no-deps smg-grpc-proto
 	@touch $@ $(STAMPS)/build
 
 build: $(STAMPS)/worker $(STAMPS)/build ## install pinned dependencies, build the C++ extension
@@ -111,7 +112,12 @@ test-slow: dev ## the slow tests
 test-chaos: dev ## kill, stop, cut and corrupt the processes of a cluster
 	@$(BIN)/python -m pytest -m chaos $(PYTEST_FLAGS)
 
-bench: bench-scheduler bench-router bench-modeling bench-handover bench-idle ## benchmarks of the parts
+test-gateway: dev ## all tests of the gateway: the real SMG over clusters, both SDKs
+	@$(BIN)/python -m pytest tests/integration/test_gateway.py tests/integration/test_gateway_routing.py \
+		tests/integration/test_gateway_direct.py \
+		tests/unit/router/test_kv_events.py tests/unit/engine/test_grammar.py $(PYTEST_FLAGS)
+
+bench: bench-scheduler bench-router bench-modeling bench-handover bench-gateway bench-idle ## benchmarks of the parts
 
 bench-scheduler: dev ## what a scheduling step costs, in C++ and seen from Python
 	@cmake -S scheduler_cpp -B build/bench -DBATON_BUILD_BENCH=ON >/dev/null && cmake --build build/bench >/dev/null
@@ -128,6 +134,9 @@ bench-handover: dev ## pulled pages beside raw NIXL, what hides behind prefill, 
 	@echo "== pulled pages beside raw NIXL" && $(BIN)/python bench/handover/throughput.py
 	@echo "== transfer behind prefill" && $(BIN)/python bench/handover/overlap.py
 	@echo "== a session of forty turns" && $(BIN)/python -m pytest -q -s -m slow tests/integration/test_session_replay.py
+
+bench-gateway: dev ## what the router adds under SMG, beside a bare canned worker
+	@echo "== gateway" && $(BIN)/python bench/gateway/overhead.py
 
 bench-idle: dev ## what an idle cluster costs: less than 5 % of one core
 	@echo "== idle cluster" && $(BIN)/python bench/cluster/idle_cpu.py --model $(TRAINED)

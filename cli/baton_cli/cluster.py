@@ -48,6 +48,7 @@ class Cluster:
             *(self._member("kvstore", name) for name in config.kvstore_names()),
             *(self._member(role, str(w["name"])) for role in WORKERS for w in config.workers(role)),
             self._member("router", None),
+            *([self._member("gateway", None)] if config.gateway is not None else []),
         ]
 
     def _member(self, role: Role, name: str | None) -> Member:
@@ -57,7 +58,12 @@ class Cluster:
     @property
     def router(self) -> Member:
         """The front door."""
-        return self.members[-1]
+        return next(member for member in self.members if member.role == "router")
+
+    @property
+    def gateway(self) -> Member | None:
+        """SMG, when this cluster has it."""
+        return next((member for member in self.members if member.role == "gateway"), None)
 
     async def start(self, timeout_s: float, on_ready: Callable[[Member], None]) -> None:
         """Starts every process and waits until all are healthy. Raises ClusterError.
@@ -89,12 +95,18 @@ class Cluster:
             raise ClusterError(f"{member.name} was not started")
         async with channel(member.address) as dialled:
             stub = health_pb2_grpc.HealthStub(dialled)
-            while not await _serving(stub):
+            while not await self._answers(member, stub):
                 if child.exit_code is not None:
                     raise ClusterError(_with_log(member, exit_text(child.exit_code)))
                 await asyncio.sleep(POLL_S)
         member.ready_s = time.monotonic() - member.started
         on_ready(member)
+
+    async def _answers(self, member: Member, stub: health_pb2_grpc.HealthStub) -> bool:
+        if member.role != "gateway":
+            return await _serving(stub)
+        # It calls itself ready as soon as the router listens, whether or not that has workers.
+        return self.router.ready_s is not None and await _http_ready(member.address)
 
     async def next_death(self, known: set[str]) -> Member:
         """Waits until a member that is not in `known` (names) ends, and returns it."""
@@ -118,8 +130,8 @@ class Cluster:
         return {"router", "decode"} <= running
 
     async def stop(self, on_stopped: Callable[[Member, int], None] | None = None) -> None:
-        """SIGTERM to the router, then to the workers, then to the kvstore; each drains."""
-        for stage in (["router"], ["decode", "prefill"], ["kvstore"]):
+        """SIGTERM to the gateway, the router, the workers, the kvstore; each drains."""
+        for stage in (["gateway"], ["router"], ["decode", "prefill"], ["kvstore"]):
             members = [m for m in self.members if m.role in stage and m.child is not None]
             codes = await asyncio.gather(
                 *(m.child.stop(STOP_GRACE_S) for m in members if m.child is not None)
@@ -147,6 +159,21 @@ def _with_log(member: Member, what: str) -> str:
         return f"{member.name}: {what}"
     lines = "\n".join(f"    {line}" for line in member.child.last_lines())
     return f"{member.name}: {what}; the end of {member.child.log}:\n{lines}"
+
+
+async def _http_ready(address: str) -> bool:
+    """Whether the gateway has found its worker."""
+    host, _, port = address.rpartition(":")
+    try:
+        async with asyncio.timeout(1.0):
+            reader, writer = await asyncio.open_connection(host, int(port))
+            try:
+                writer.write(f"GET /readiness HTTP/1.0\r\nHost: {address}\r\n\r\n".encode())
+                return b" 200 " in await reader.readline()
+            finally:
+                writer.close()
+    except (OSError, TimeoutError):
+        return False
 
 
 async def _serving(stub: health_pb2_grpc.HealthStub) -> bool:

@@ -21,8 +21,8 @@ from baton_cli.addresses import free_ports
 from baton_cli.faults import faults_of
 from baton_cli.tree import ConfigError, Tree, override, read_tree
 
-Role = Literal["router", "prefill", "decode", "kvstore"]
-ROLES: tuple[Role, ...] = ("router", "prefill", "decode", "kvstore")
+Role = Literal["router", "prefill", "decode", "kvstore", "gateway"]
+ROLES: tuple[Role, ...] = ("router", "prefill", "decode", "kvstore")  # services of ours
 WORKERS: tuple[Literal["prefill", "decode"], ...] = ("prefill", "decode")
 
 _MODELS: dict[Role, tuple[str, str]] = {
@@ -30,9 +30,11 @@ _MODELS: dict[Role, tuple[str, str]] = {
     "prefill": ("baton_prefill.config", "PrefillConfig"),
     "decode": ("baton_decode.config", "DecodeConfig"),
     "kvstore": ("baton_kvstore.config", "KvstoreConfig"),
+    "gateway": ("baton_cli.gateway", "GatewayConfig"),
 }
-# Where a router listens when nobody says otherwise and nobody is there yet.
+# Where they listen when nobody says otherwise and nobody is there yet.
 ROUTER_PORTS = {"listen": 7000, "metrics": 7001}
+GATEWAY_PORTS = {"listen": 8000, "metrics": 8001}
 
 
 def _one() -> list[dict[str, Any]]:
@@ -47,6 +49,7 @@ class ModelSection(BaseModel):
     path: Path
     name: str = ""  # what clients call it; empty: the directory's name
     dtype: Literal["float32", "bfloat16"] = "float32"
+    kv_cache_dtype: Literal["model", "bfloat16", "fp8"] = "model"
     page_size: int = Field(default=16, ge=1, le=1024)  # tokens
 
 
@@ -61,6 +64,7 @@ class ClusterConfig(BaseModel):
     prefill: list[dict[str, Any]] = Field(default_factory=_one)
     decode: list[dict[str, Any]] = Field(default_factory=_one, min_length=1)
     router: dict[str, Any] = Field(default_factory=dict)
+    gateway: dict[str, Any] | None = None  # null: clients speak baton.v1 only
 
     @classmethod
     def from_tree(cls, tree: Tree) -> "ClusterConfig":
@@ -118,6 +122,8 @@ class ClusterConfig(BaseModel):
             for worker in self.workers(role):
                 _listen(worker)
         _listen(self.router, ROUTER_PORTS)
+        if self.gateway is not None:
+            _listen(self.gateway, GATEWAY_PORTS)
 
     # ---- sections, validated by their owners
 
@@ -130,6 +136,10 @@ class ClusterConfig(BaseModel):
                 raise ConfigError(["kvstore: this cluster has none (the section is null)"])
             if isinstance(self.kvstore, dict):
                 return "kvstore", self.kvstore
+        if role == "gateway":
+            if self.gateway is None:
+                raise ConfigError(["gateway: this cluster has none (the section is null)"])
+            return "gateway", self.gateway
         sections = self.kvstores() if role == "kvstore" else self.workers(role)
         if name is None and len(sections) == 1:
             return f"{role}[0]", sections[0]
@@ -155,6 +165,8 @@ class ClusterConfig(BaseModel):
         faults: list[str] = []
         roles: list[tuple[Role, str | None]] = [("router", None)]
         roles += [("kvstore", name) for name in self.kvstore_names()]
+        if self.gateway is not None:
+            roles.append(("gateway", None))
         roles += [(role, str(w["name"])) for role in WORKERS for w in self.workers(role)]
         for role, name in roles:
             try:
@@ -167,8 +179,11 @@ class ClusterConfig(BaseModel):
     def _shared(self, role: Role) -> dict[str, Any]:
         self._check_dialled(role)
         kvstores = [s.get("advertise") or s.get("listen") for s in self.kvstores()]
+        if role == "gateway":
+            return {"router": self.router["listen"]}
         if role == "router":
             return {
+                "gateway": None if self.gateway is None else self.gateway.get("kind", "smg"),
                 "model": {"path": self.model.path, "name": self.model.name},
                 "workers": {role: [w["listen"] for w in self.workers(role)] for role in WORKERS},
                 "kvstore": kvstores,
@@ -179,16 +194,20 @@ class ClusterConfig(BaseModel):
             "model_path": self.model.path,
             "model": self.model.model_dump(),
             "dtype": self.model.dtype,
+            "kv_cache_dtype": self.model.kv_cache_dtype,
             "page_size": self.model.page_size,
             "kvstore": kvstores,
         }
 
     def _check_dialled(self, role: Role) -> None:
         """Whom a process of this role dials must have an address in the tree."""
-        dialled = {
-            "kvstore" if isinstance(self.kvstore, dict) else f"kvstore[{index}]": section
-            for index, section in enumerate(self.kvstores())
-        }
+        if role == "gateway":
+            dialled = {"router": self.router}
+        else:
+            dialled = {
+                "kvstore" if isinstance(self.kvstore, dict) else f"kvstore[{index}]": section
+                for index, section in enumerate(self.kvstores())
+            }
         if role == "router":
             for worker_role in WORKERS:
                 for index, worker in enumerate(self.workers(worker_role)):

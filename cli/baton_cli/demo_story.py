@@ -82,7 +82,8 @@ class TrainedStory:
         self._task = tasks.make_task("held_out", seed, TURNS)
         self.system: str = world.SYSTEM_PROMPT
         self.tools = [tool["function"] for tool in world.TOOLS]
-        self.questions = [str(request.text) for request in self._task.requests]
+        self.requests = self._task.requests  # each knows whether an answer is right
+        self.questions = [str(request.text) for request in self.requests]
 
     def call(self, name: str, arguments_json: str) -> str:
         """Executes the call in the task's world."""

@@ -14,9 +14,11 @@ from baton_cli import (
     doctor_command,
     explain_command,
     fsm_command,
+    gateway_command,
     generate_command,
     kernels_command,
     serve_command,
+    tune_comm_command,
     up_command,
 )
 from baton_cli.processes import die_with_parent
@@ -31,11 +33,12 @@ Baton serves large language models to agents, with prefill and decode apart.
   baton demo                   a three-turn agent against a cluster of its own
 
 One process of a cluster, as containers run them:
-  baton router | prefill | decode | kvstore  --config cluster.yaml
+  baton router | prefill | decode | kvstore | gateway  --config cluster.yaml
 
 Looking inside:
   baton explain --model DIR    the program that the compiler made of the model
   baton kernels                which operator implementations run here, and why
+  baton tune-comm              what collectives cost here, for the compiler
   baton fsm                    the scheduler's request lifecycle
   baton doctor                 what this machine has, and what is missing
 """
@@ -43,11 +46,13 @@ Looking inside:
 _COMMANDS = (
     up_command,
     serve_command,
+    gateway_command,
     generate_command,
     chat_command,
     demo_command,
     explain_command,
     kernels_command,
+    tune_comm_command,
     fsm_command,
     doctor_command,
 )

@@ -39,7 +39,7 @@ class Display:
     def addresses(self, cluster: Cluster) -> None:
         """Who is where, and what to type next."""
         table = Table(box=None, pad_edge=False)
-        for title in ("process", "gRPC", "metrics", "pid", "ready after"):
+        for title in ("process", "address", "metrics", "pid", "ready after"):
             table.add_column(title)
         for member in cluster.members:
             table.add_row(
@@ -57,6 +57,7 @@ class Display:
             f"\nThe front door is [bold]{target}[/]. In another terminal:\n"
             f"  {baton} chat --target {target}\n"
             f'  {baton} generate --target {target} "def main():"\n'
+            f"{_gateway_lines(cluster)}"
             "Ctrl-C ends the cluster."
         )
 
@@ -74,7 +75,20 @@ class Display:
         def stopped(member: Member, code: int) -> None:
             ended.append(member.name if code == 0 else f"{member.name} ({exit_text(code)})")
 
-        with self.console.status("stopping router, workers, kvstore"):
+        with self.console.status("stopping the front door, workers, kvstore"):
             await cluster.stop(stopped)
         if ended:
             self.console.print(f"stopped {', '.join(ended)} in {time.monotonic() - start:.1f} s")
+
+
+def _gateway_lines(cluster: Cluster) -> str:
+    gateway = cluster.gateway
+    if gateway is None:
+        return ""
+    url = f"http://{gateway.address}"
+    return (
+        f"The gateway is [bold]{url}[/]. For clients of\n"
+        f"  OpenAI:     OPENAI_BASE_URL={url}/v1  OPENAI_API_KEY=none\n"
+        f"  Anthropic:  ANTHROPIC_BASE_URL={url}  ANTHROPIC_API_KEY=none\n"
+        f"  its metrics: http://{gateway.metrics}/metrics\n"
+    )

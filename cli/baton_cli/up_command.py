@@ -24,9 +24,11 @@ Ctrl-C or SIGTERM ends them in order: no request is cut off before its time.
 
   baton up --model DIR
   baton up --model DIR --prefill 2 --decode 2 --tp 2
+  baton up --model DIR --gateway smg          OpenAI and Anthropic APIs as well
   baton up --config cluster.yaml --set router.listen=0.0.0.0:7000
 
-Ports that nobody gives are free ones (the router's is 7000 if that is free).
+Ports that nobody gives are free ones (the router's is 7000, the gateway's 8000,
+if those are free).
 Logs and the configuration as it ran are in .baton/run-*/.
 """
 
@@ -40,6 +42,9 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_cluster_flags(parser)
+    parser.add_argument(
+        "--gateway", choices=["smg"], help="also start this gateway (the extra [gateway])"
+    )
     parser.set_defaults(run=run)
 
 
@@ -50,6 +55,11 @@ def add_cluster_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--decode", type=int, metavar="N", help="decode workers (default 1)")
     parser.add_argument("--tp", type=int, metavar="N", help="tensor parallelism of each worker")
     parser.add_argument(
+        "--kv-cache-dtype",
+        choices=["model", "bfloat16", "fp8"],
+        help="how keys, values and latents are kept (default: as the model's dtype)",
+    )
+    parser.add_argument(
         "--start-timeout", type=float, default=120.0, metavar="S", help="seconds to become healthy"
     )
     add_config_flags(parser, required=False)
@@ -58,13 +68,16 @@ def add_cluster_flags(parser: argparse.ArgumentParser) -> None:
 def cluster_config(options: argparse.Namespace) -> ClusterConfig:
     """The cluster that the flags ask for, with every address chosen. Raises ConfigError."""
     config = config_of(options, None if options.config else _tree(options))
-    if options.config and any((options.model, options.prefill, options.decode, options.tp)):
+    shape = (options.model, options.prefill, options.decode, options.tp, options.kv_cache_dtype)
+    if options.config and any(shape):
         raise ConfigError(
             [
-                "--model, --prefill, --decode and --tp describe a cluster without --config; "
-                "with one, say --set model.path=DIR or --set decode.*.tp=2"
+                "--model, --prefill, --decode, --tp and --kv-cache-dtype describe a cluster "
+                "without --config; with one, say --set model.path=DIR or --set decode.*.tp=2"
             ]
         )
+    if getattr(options, "gateway", None) and config.gateway is None:
+        config.gateway = {"kind": options.gateway}
     config.choose_addresses()
     return config
 
@@ -80,8 +93,11 @@ def _tree(options: argparse.Namespace) -> Tree:
     decode = 1 if options.decode is None else options.decode
     ranks = (prefill + decode) * (options.tp or 1)
     worker["threads"] = max(1, (os.cpu_count() or 1) // ranks)
+    model = {"path": str(options.model.resolve())}
+    if options.kv_cache_dtype:
+        model["kv_cache_dtype"] = options.kv_cache_dtype
     return {
-        "model": {"path": str(options.model.resolve())},
+        "model": model,
         "prefill": [dict(worker) for _ in range(prefill)],
         "decode": [dict(worker) for _ in range(decode)],
     }
@@ -122,7 +138,7 @@ async def _up(config: ClusterConfig, timeout_s: float) -> int:
 
 
 async def _watch(cluster: "Cluster", asked: asyncio.Task[bool], display: "Display") -> int:
-    """Until a signal, the router's death, or the last worker's."""
+    """Until a signal, the death of the router or the gateway, or the last worker's."""
     from baton_cli.cluster import death_report
 
     reported: set[str] = set()
@@ -135,6 +151,6 @@ async def _watch(cluster: "Cluster", asked: asyncio.Task[bool], display: "Displa
         member = await death
         reported.add(member.name)
         display.failed(f"{member.name} died; the others go on", death_report(member))
-        if member.role == "router" or not cluster.can_serve():
+        if member.role in ("router", "gateway") or not cluster.can_serve():
             display.failed("nothing is left that could answer", "")
             return 1

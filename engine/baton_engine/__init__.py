@@ -26,6 +26,7 @@ from baton_engine.request import (
     Await,
     EngineRequest,
     Generate,
+    Grammar,
     HandOver,
     SamplingParams,
     Source,
@@ -34,6 +35,7 @@ from baton_engine.request import (
 
 if TYPE_CHECKING:
     from baton_engine.engine import Engine, EngineDescription
+    from baton_engine.sampling import GrammarCompiler, GrammarRefused
 
 __all__ = [
     "Admitted",
@@ -50,6 +52,9 @@ __all__ = [
     "Failed",
     "FinishReason",
     "Generate",
+    "Grammar",
+    "GrammarCompiler",
+    "GrammarRefused",
     "HandOver",
     "PoolState",
     "Prefilled",
@@ -70,4 +75,6 @@ def __getattr__(name: str) -> object:
     # a configuration does not wait for it.
     if name in ("Engine", "EngineDescription"):
         return getattr(import_module("baton_engine.engine"), name)
+    if name in ("GrammarCompiler", "GrammarRefused"):
+        return getattr(import_module("baton_engine.sampling"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,79 +2,71 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from baton.v1.kv_pb2 import CacheGroupIdentity
-from baton_modeling.cache import CacheGroup, CacheLayout
+from baton_engine.groups import token_group
+from baton_modeling.cache import CacheLayout
 from baton_transfer import MemoryType, PageArena
 
 
 class KvArena:
-    """Arenas of every cache group, [num_pages, layers, page_size, entry_width] each.
+    """Arenas of every cache group, [pages of the group, layers, entries, entry_width] each.
 
     Zeroed at first: a page must not carry NaN into attention before it is written, and fresh
     zero pages cost no memory until they are touched.
     """
 
     def __init__(
-        self, layout: CacheLayout, num_pages: int, page_size: int, device: torch.device
+        self, layout: CacheLayout, pages: Mapping[str, int], page_size: int, device: torch.device
     ) -> None:
+        """pages: of each group, as `groups.group_pages` says."""
         self.layout = layout
         self.page_size = page_size
-        self.num_pages = num_pages
         self.device = device
-        self.tensors = layout.allocate(num_pages, page_size, device)
+        self.tokens = token_group(layout)
+        self.num_pages = pages[self.tokens.name]
+        self.tensors = layout.allocate(pages, page_size, device)
 
     def copy_pages(self, copies: NDArray[np.int32]) -> None:
-        """Copy whole pages in every group; copies [C, 2]: source page, target page."""
+        """Copy whole token pages; copies [C, 2]: source page, target page."""
         if not copies.size:
             return
         pairs = torch.from_numpy(copies.astype(np.int64)).to(self.device)
-        for tensor in self.tensors.values():
-            tensor.index_copy_(0, pairs[:, 1], tensor.index_select(0, pairs[:, 0]))
-
-    @property
-    def exchanged_group(self) -> CacheGroup:
-        """The one group that pages are exchanged of.
-
-        ValueError when the model has several: a reader could then be left with some of a request's
-        groups and not with others, which the exchange does not guard against yet; or when ranks
-        hold different bytes, since every rank reads rank 0's.
-        """
-        groups = self.layout.groups
-        if len(groups) != 1 or not groups[0].replicated:
-            raise ValueError(
-                f"the model keeps cache groups {[(g.name, g.replicated) for g in groups]} (name, "
-                f"same on every rank); this build exchanges pages of models with exactly one group "
-                f"that is the same on every rank"
-            )
-        return groups[0]
+        tensor = self.tensors[self.tokens.name]
+        tensor.index_copy_(0, pairs[:, 1], tensor.index_select(0, pairs[:, 0]))
 
     def exported(self) -> PageArena:
-        """The exchanged group's memory as the transfer sees it. ValueError as above."""
-        group = self.exchanged_group
-        tensor = self.tensors[group.name]
+        """The memory of the token pages as the transfer sees it.
+
+        Whether they may be leased is another question: `groups.why_not_exchanged`.
+        """
+        tensor = self.tensors[self.tokens.name]
         on_gpu = self.device.type == "cuda"
         return PageArena(
             tensor.data_ptr(),
-            page_bytes=group.page_bytes(self.page_size),
+            page_bytes=self.tokens.page_bytes(self.page_size),
             num_pages=self.num_pages,
             owner=tensor,
             memory_type=MemoryType.VRAM if on_gpu else MemoryType.DRAM,
             device=tensor.device.index or 0 if on_gpu else 0,
         )
 
-    def group_identity(self) -> CacheGroupIdentity:
+    def group_identities(self) -> list[CacheGroupIdentity]:
         """What a peer must have in common to exchange pages."""
-        group = self.exchanged_group
-        return CacheGroupIdentity(
-            name=group.name,
-            dtype=str(group.dtype).removeprefix("torch."),
-            layers=group.layers,
-            page_bytes=group.page_bytes(self.page_size),
-        )
+        return [
+            CacheGroupIdentity(
+                name=group.name,
+                dtype=str(group.dtype).removeprefix("torch."),
+                layers=group.layers,
+                page_bytes=group.page_bytes(self.page_size),
+            )
+            for group in self.layout.groups
+        ]
 
 
 class PageChecksums:

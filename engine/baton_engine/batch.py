@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from baton_engine.page_table import PageTable
-from baton_modeling.batch import ForwardBatch
+from baton_modeling.batch import ForwardBatch, StateSlots
 
 # Columns of StepInput.rows, as the scheduler writes them.
 SLOT, QUERY, CONTEXT, SAMPLES, OFFSET, KIND = range(6)
@@ -30,11 +30,16 @@ class StepInput:
     page_deltas: NDArray[np.int32]
     slot_resets: NDArray[np.int32]
     copies: NDArray[np.int32]
+    # [R, 2] for models with a recurrent state (page to read it from, -1 for none; page to write it
+    # to), [0, 2] for others.
+    states: NDArray[np.int32] = field(default_factory=lambda: np.empty((0, 2), np.int32))
 
     @property
     def is_empty(self) -> bool:
         """Whether no rank has anything to do."""
-        return not (self.rows.size or self.slot_resets.size or self.page_deltas.size)
+        return not (
+            self.rows.size or self.slot_resets.size or self.page_deltas.size or self.copies.size
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,4 +94,9 @@ def forward_batch(
         page_tables=on_device(table.rows(rows[:, SLOT], width)),
         decode_rows=int(np.count_nonzero(lengths == 1)),
         logit_rows=on_device(last_token[np.flatnonzero(step.rows[:, SAMPLES])]),
+        states=(
+            StateSlots(on_device(step.states[order, 0]), on_device(step.states[order, 1]))
+            if len(step.states)
+            else None
+        ),
     )

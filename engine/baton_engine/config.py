@@ -19,10 +19,18 @@ class EngineConfig(BaseModel):
 
     model_path: Path
     dtype: Literal["float32", "bfloat16"] = "float32"
+    # How keys, values and latents are kept: "fp8" is float8_e4m3 with a scale per token.
+    kv_cache_dtype: Literal["model", "bfloat16", "fp8"] = "model"
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
 
     page_size: Annotated[int, Field(ge=1, le=1024)] = 16
     num_pages: Annotated[int, Field(ge=2)] = 4096
+
+    # Only for models with a recurrent state: how many states and snapshots of them there is room
+    # for (None: two for each running request), and after how many tokens a snapshot is kept for
+    # reuse, a multiple of page_size (None: 16 pages).
+    state_pages: Annotated[int, Field(ge=2)] | None = None
+    snapshot_every: Annotated[int, Field(ge=1)] | None = None
 
     max_running: Annotated[int, Field(ge=1, le=4096)] = 64
     max_waiting: Annotated[int, Field(ge=1)] = 1024
@@ -34,6 +42,9 @@ class EngineConfig(BaseModel):
 
     tp: Annotated[int, Field(ge=1, le=64)] = 1
     launcher: Launcher = "process"
+    # What collectives cost here, written by baton tune-comm; None takes the defaults. Every rank
+    # reads it, and all must find the same contents.
+    cost_table: Path | None = None
     # Threads torch may use in each rank; None leaves torch's own choice.
     threads: Annotated[int, Field(ge=1)] | None = None
 
@@ -65,6 +76,11 @@ class EngineConfig(BaseModel):
             raise ValueError(
                 f"debug_poison_free_pages works on the cpu with tp 1 only (device is "
                 f"{self.device}, tp is {self.tp}); leave it out"
+            )
+        if self.snapshot_every is not None and self.snapshot_every % self.page_size:
+            raise ValueError(
+                f"snapshot_every is {self.snapshot_every}; it must be a multiple of page_size "
+                f"({self.page_size}), since prefixes are shared by whole pages"
             )
         if self.max_context is not None:
             pages = -(-self.max_context // self.page_size)

@@ -72,12 +72,18 @@ class EngineCore:
     """
 
     def __init__(
-        self, scheduler: Scheduler, page_size: int, checksums: PageChecksums | None
+        self,
+        scheduler: Scheduler,
+        page_size: int,
+        checksums: PageChecksums | None,
+        why_alone: str | None = None,
     ) -> None:
+        """why_alone: why pages are not exchanged with other workers; None when they are."""
         self.lock = threading.Condition(threading.Lock())
         self.scheduler = scheduler
         self.page_size = page_size
         self.checksums = checksums
+        self.why_alone = why_alone
         self.ledger = Ledger()
         self.outbox = Outbox()
         self.fetched = FetchTotals()

@@ -17,11 +17,12 @@ from baton_engine.config import EngineConfig
 from baton_engine.core import EngineCore, now_us
 from baton_engine.events import FailReason, Hashes, PoolState, StepEvents
 from baton_engine.fetching import Fetcher
+from baton_engine.groups import side_groups, why_not_exchanged
 from baton_engine.handover_board import HandoverBoard
 from baton_engine.holder import EngineHolder
 from baton_engine.loading import Ranks, bring_up, open_puller
 from baton_engine.poison import FreePagePoison
-from baton_engine.refusal import EngineRefusal, refuse_admission, validate
+from baton_engine.refusal import EngineRefusal, refuse_admission, refuse_exchange, validate
 from baton_engine.request import Await, EngineRequest, Generate, HandOver
 from baton_engine.runner import LoadProgress, resolve_max_context
 from baton_engine.sampling import TokenSampler
@@ -31,9 +32,13 @@ from baton_transfer import Exporter, PageHolder, new_epoch
 
 log = logging.getLogger(__name__)
 
-Role = Literal["prefill", "decode"]
+Role = Literal["prefill", "decode", "fused"]
 
-_ROLES = {"prefill": scheduling.Role.PREFILL, "decode": scheduling.Role.DECODE}
+_ROLES = {
+    "prefill": scheduling.Role.PREFILL,
+    "decode": scheduling.Role.DECODE,
+    "fused": scheduling.Role.FUSED,
+}
 _GOALS = {
     Generate: scheduling.Goal.GENERATE,
     HandOver: scheduling.Goal.HAND_OVER,
@@ -50,6 +55,7 @@ class EngineDescription:
     max_running: int
     vocab_size: int
     pool: PoolState
+    why_alone: str | None  # why pages are not exchanged with other workers, None when they are
 
 
 @dataclass(slots=True)
@@ -108,7 +114,8 @@ class Engine:
         """
         max_context = resolve_max_context(self.config)
         ranks = await bring_up(self.config, self.name, self.epoch, progress, self._rank_lost)
-        config = self.config
+        config, layout = self.config, ranks.local.arena.layout
+        why_alone = why_not_exchanged(layout)
         scheduler = scheduling.Scheduler(
             scheduling.Config(
                 role=_ROLES[self.role],
@@ -120,10 +127,12 @@ class Engine:
                 max_context=max_context,
                 max_waiting=config.max_waiting,
                 hold_us=config.hold_ms * 1000,
+                side_groups=side_groups(layout, config),
             )
         )
-        checksums = PageChecksums(ranks.exporter.arena) if config.keeps_checksums else None
-        core = EngineCore(scheduler, config.page_size, checksums)
+        checked = config.keeps_checksums and why_alone is None
+        checksums = PageChecksums(ranks.exporter.arena) if checked else None
+        core = EngineCore(scheduler, config.page_size, checksums, why_alone)
         core.failure = self._lost
         board = HandoverBoard(linger_s=config.hold_ms / 1000)
         holder = EngineHolder(core, board, max_ttl_ms=2 * config.lease_ttl_ms)
@@ -222,6 +231,7 @@ class Engine:
                 raise EngineRefusal(FailReason.INTERNAL, core.failure)
             if core.draining:
                 raise EngineRefusal(FailReason.DRAINING, f"worker {self.name} is draining")
+            refuse_exchange(request, core.why_alone)
             if request.key in core.ledger:
                 raise EngineRefusal(
                     FailReason.DUPLICATE_REQUEST, f"attempt {request.key} is already here"
@@ -302,6 +312,7 @@ class Engine:
             max_running=self.config.max_running,
             vocab_size=loaded.ranks.local.vocab_size,
             pool=pool,
+            why_alone=loaded.core.why_alone,
         )
 
     @property
@@ -313,6 +324,8 @@ class Engine:
     def held_hashes(self) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
         """uint8 [n, 16]: every full page that can be leased, for a directory's resync."""
         core = self._loaded.core
+        if core.why_alone is not None:
+            return np.empty((0, 16), np.uint8)
         with core.lock:
             return core.scheduler.held_hashes().copy()
 

@@ -127,7 +127,7 @@ def _with_transfer(
         exporter=Exporter(name, epoch, arena),
         reader=reader if group is None else GroupReader(reader, group),
         identity=cache_identity(
-            local.fingerprint, config.page_size, [local.arena.group_identity()]
+            local.fingerprint, config.page_size, local.arena.group_identities()
         ),
     )
 

@@ -38,12 +38,13 @@ def step_input(step: Step) -> StepInput:
         page_deltas=step.page_deltas,
         slot_resets=step.slot_resets,
         copies=step.copies,
+        states=step.state_pages.reshape(-1, 2),
     )
 
 
 def note_plan(core: EngineCore, step: Step) -> list[FetchOrder]:
     """Write the plan's news to the outbox; return the fetches to begin. Lock held."""
-    if len(step.evicted_hashes):
+    if core.why_alone is None and len(step.evicted_hashes):
         core.outbox.note_evicted(step.evicted_hashes.copy())
     for handle in step.retracted:
         live = core.ledger.get(int(handle))

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from baton.v1.kv_pb2 import Peer
+
+if TYPE_CHECKING:
+    import xgrammar
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """A compiled constraint; see baton_engine.sampling.grammar."""
+
+    compiled: xgrammar.CompiledGrammar
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +41,7 @@ class SamplingParams:
     seed: int = 0
     # None: no log-probs; n: the chosen token's and those of the n best tokens.
     logprobs: int | None = None
+    grammar: Grammar | None = None  # what the output must be
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,13 +13,17 @@ import torch
 from baton_engine.arena import KvArena
 from baton_engine.batch import StepInput, forward_batch
 from baton_engine.config import EngineConfig
+from baton_engine.groups import group_pages, state_group
 from baton_engine.page_table import PageTable
-from baton_modeling import Communicator, Mesh, load_model, tensor_parallel_mesh
+from baton_modeling import Communicator, Mesh, Options, load_model, tensor_parallel_mesh
+from baton_modeling.compiler.costs import CostTable
+from baton_modeling.compiler.tuning import load_costs
 from baton_modeling.description import read_model_description
 
 LoadProgress = Callable[[str, float], None]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_CACHE_DTYPES = {"model": None, "bfloat16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
 
 
 def resolve_max_context(config: EngineConfig) -> int:
@@ -66,10 +70,11 @@ class ModelRunner:
             device=config.device,
             page_size=config.page_size,
             progress=progress,
+            options=_options(config),
         )
-        self.arena = KvArena(
-            self._model.cache_layout, config.num_pages, config.page_size, self._device
-        )
+        layout = self._model.cache_layout
+        self.arena = KvArena(layout, group_pages(layout, config), config.page_size, self._device)
+        self._stateful = state_group(layout) is not None
         self._model.bind_cache(self.arena.tensors)
         pages_per_slot = -(-resolve_max_context(config) // config.page_size)
         self._table = PageTable(config.max_running, pages_per_slot)
@@ -102,12 +107,17 @@ class ModelRunner:
         """
         tokens = min(2, self._page_size)
         none = np.empty((0,), np.int32)
+        first, then = (
+            np.array([states] if self._stateful else [], np.int32).reshape(-1, 2)
+            for states in ([-1, 0], [0, 0])
+        )
         step = StepInput(
             rows=np.array([[0, tokens, 0, 1, 0, 0]], np.int32),
             token_ids=np.zeros(tokens, np.int32),
             page_deltas=np.array([[0, 0, 0]], np.int32),
             slot_resets=none,
             copies=none.reshape(0, 2),
+            states=first,
         )
         self.run(step)
         self.run(
@@ -117,9 +127,17 @@ class ModelRunner:
                 page_deltas=none.reshape(0, 3),
                 slot_resets=none,
                 copies=none.reshape(0, 2),
+                states=then,
             )
         )
         self._table.apply(np.zeros(1, np.int32), none.reshape(0, 3))
+
+
+def _options(config: EngineConfig) -> Options:
+    return Options(
+        costs=CostTable() if config.cost_table is None else load_costs(config.cost_table),
+        cache_dtype=_CACHE_DTYPES[config.kv_cache_dtype],
+    )
 
 
 def set_threads(threads: int | None) -> None:

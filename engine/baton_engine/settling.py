@@ -28,8 +28,8 @@ def cancel_silent_rows(core: EngineCore, step: Step, failure: str) -> None:
 def note_sealed(core: EngineCore, completion: Completion) -> NDArray[np.int32]:
     """Tell what can be leased now; return the pages that need a checksum."""
     pages = completion.sealed_pages.copy()
-    if not len(pages):
-        return pages
+    if core.why_alone is not None or not len(pages):
+        return pages[:0]
     if core.checksums is not None:
         core.checksums.forget(pages)
     full = np.ones(len(pages), np.bool_)
@@ -91,7 +91,12 @@ def _poison(core: EngineCore, live: LiveRequest, outcome: Outcome) -> None:
         core.fail(
             live,
             FailReason.NUMERIC,
-            f"the logits at position {live.next_position} hold NaN or infinity",
+            f"no token can be chosen at position {live.next_position}: "
+            + (
+                "the logits hold NaN or infinity"
+                if live.request.sampling.grammar is None
+                else "the grammar allows none, or the logits hold NaN or infinity"
+            ),
         )
 
 

@@ -16,15 +16,18 @@ from baton_kernels.registry import (
     load_plugins,
     parse_overrides,
 )
+from baton_kernels.states import NO_STATE, StateRows
 
 __all__ = [
     "Band",
     "KernelError",
+    "NO_STATE",
     "Operator",
     "PagedRows",
     "Requirements",
     "ShapeRule",
     "Site",
+    "StateRows",
     "Verdict",
     "as_text",
     "check_overrides",

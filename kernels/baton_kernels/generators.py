@@ -2,6 +2,7 @@
 
 Paged inputs are hostile: pages come in random order from a larger pool, every slot that no row
 owns holds NaN, unused page-table entries hold garbage ids, lengths are ragged and may be zero.
+Arenas of states likewise hold NaN where no row reads, and write slots differ from read slots.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor
 
 from baton_kernels.paging import PagedRows
+from baton_kernels.states import NO_STATE, StateRows
+from baton_kernels.stored import PACKED, packed_width
 
 Inputs = tuple[tuple[object, ...], dict[str, object]]
 _GARBAGE_PAGE = 2**31 - 7
@@ -50,6 +53,24 @@ def paged_rows(
     return cache, PagedRows(starts, torch.tensor(contexts, dtype=torch.int32), tables, page_size)
 
 
+def state_rows(seed: int, lengths: list[int], shape: tuple[int, ...]) -> tuple[Tensor, StateRows]:
+    """States [slots, *shape] of one layer inside a larger arena, and rows of them.
+
+    Of four rows one starts from zeros and one reads and writes the same slot.
+    """
+    generator = _random(seed)
+    batch = len(lengths)
+    slots = torch.randperm(2 * batch + 2, generator=generator, dtype=torch.int32)
+    reads, writes = slots[:batch].clone(), slots[batch : 2 * batch].clone()
+    arena = torch.full((len(slots), 3, *shape), float("nan"))
+    state = arena[:, 1]
+    state[reads.long()] = torch.randn(batch, *shape, generator=generator)
+    writes[1::4] = reads[1::4]
+    reads[2::4] = NO_STATE
+    starts = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    return state, StateRows(starts, reads, writes)
+
+
 def _linear(seed: int, dtype: torch.dtype = torch.float32, tokens: int = 5) -> Inputs:
     g = _random(seed)
     x, weight = torch.randn(tokens, 48, generator=g), torch.randn(40, 48, generator=g) / 7
@@ -67,6 +88,18 @@ def _add_rms_norm(seed: int, dtype: torch.dtype = torch.float32, tokens: int = 5
     (x, weight, eps), _ = _rms_norm(seed, dtype, tokens)
     residual = torch.randn(tokens, 64, generator=_random(seed + 1)).to(dtype)
     return (x, residual, weight, eps), {}
+
+
+def _gated_rms_norm(seed: int, dtype: torch.dtype = torch.float32, tokens: int = 5) -> Inputs:
+    g = _random(seed)
+    x, gate = (torch.randn(tokens, 3, 16, generator=g).to(dtype) for _ in range(2))
+    return (x, gate, torch.randn(16, generator=g).to(dtype), 1e-6), {}
+
+
+def _sigmoid_mul(seed: int, dtype: torch.dtype = torch.float32, tokens: int = 5) -> Inputs:
+    g = _random(seed)
+    x, gate = torch.randn(tokens, 32, generator=g), torch.randn(tokens, 32, generator=g)
+    return (x.to(dtype), (gate[:, :1] if seed % 2 else gate).to(dtype)), {}
 
 
 def _silu_mul(seed: int, dtype: torch.dtype = torch.float32, tokens: int = 5) -> Inputs:
@@ -98,6 +131,17 @@ def _cache_write(seed: int, dtype: torch.dtype = torch.float32, tokens: int = 6)
     slots = torch.randperm(40, generator=g)[:tokens]
     entries = torch.randn(tokens, 24, generator=g).to(dtype)
     return (cache, entries, slots // 8, slots % 8), {}
+
+
+def _cache_write_as(seed: int, dtype: torch.dtype = torch.float32, tokens: int = 6) -> Inputs:
+    (_, plain, pages, offsets), _ = _cache_write(seed, torch.float32, tokens)
+    if not isinstance(plain, Tensor):
+        raise TypeError("entries are a tensor")
+    entries = torch.cat([100.0 * plain[:, :16], plain[:, 16:]], 1).to(dtype)
+    packed = seed % 2 == 0
+    width, kind = (packed_width(24), PACKED) if packed else (24, torch.bfloat16)
+    cache = torch.zeros(5, 3, 8, width, dtype=kind)[:, 1]
+    return (cache, entries, pages, offsets, (16, 8)), {}
 
 
 def _ragged(seed: int, rows: int) -> list[int]:
@@ -137,7 +181,13 @@ def _gqa_decode(
     contexts = _ragged(seed, 5) if contexts is None else contexts
     cache, rows = paged_rows(seed, contexts, [1] * len(contexts), dtype=dtype)
     queries = torch.randn(len(contexts), 6, 6, generator=_random(seed + 1)).to(dtype)
-    return (queries, cache, rows, 2, 0.4), {}
+    return (queries, cache, rows, 2, 0.4, *_window_and_sinks(seed)), {}
+
+
+def _window_and_sinks(seed: int) -> tuple[int, Tensor | None]:
+    """Every second seed has a window, every third has sinks."""
+    sinks = torch.randn(6, generator=_random(seed + 2)) if seed % 3 == 0 else None
+    return (0 if seed % 2 else 7, sinks)
 
 
 def _gqa_prefill(
@@ -151,7 +201,8 @@ def _gqa_prefill(
     if queries is None:
         queries = [int(torch.randint(0, c + 1, (1,), generator=g)) for c in contexts]
     cache, rows = paged_rows(seed, contexts, queries, dtype=dtype)
-    return (torch.randn(sum(queries), 6, 6, generator=g).to(dtype), cache, rows, 2, 0.4), {}
+    chunk = torch.randn(sum(queries), 6, 6, generator=g).to(dtype)
+    return (chunk, cache, rows, 2, 0.4, *_window_and_sinks(seed)), {}
 
 
 def _route_sigmoid(
@@ -163,7 +214,8 @@ def _route_sigmoid(
 
 
 def _route_softmax(seed: int, dtype: torch.dtype = torch.float32, tokens: int = 7) -> Inputs:
-    return (torch.randn(tokens, 16, generator=_random(seed)), 3, bool(seed % 2), 1.5), {}
+    logits = torch.randn(tokens, 16, generator=_random(seed))
+    return (logits, 3, bool(seed % 2), 1.5, 4 if seed % 3 else 1, 2 if seed % 3 else 1), {}
 
 
 def _moe_experts(
@@ -178,15 +230,66 @@ def _moe_experts(
     return (x, weights, experts, gate_up, down, first_expert), {}
 
 
+def _moe_experts_clamped(
+    seed: int, dtype: torch.dtype = torch.float32, tokens: int = 7, first_expert: int = 4
+) -> Inputs:
+    (x, weights, experts, gate_up, down, first), _ = _moe_experts(seed, dtype, tokens, first_expert)
+    g = _random(seed + 1)
+    biases = (torch.randn(6, width, generator=g).to(dtype) for width in (48, 32))
+    inner_bias, outer_bias = biases
+    return (x, weights, experts, gate_up, inner_bias, down, outer_bias, first, 1.7, 0.8), {}
+
+
+def _conv_prefill(
+    seed: int, dtype: torch.dtype = torch.float32, lengths: list[int] | None = None
+) -> Inputs:
+    g = _random(seed + 1)
+    lengths = _ragged(seed, 5) if lengths is None else lengths
+    state, rows = state_rows(seed, lengths, (12, 3))
+    x = torch.randn(sum(lengths), 12, generator=g).to(dtype)
+    return (x, (torch.randn(12, 4, generator=g) / 2).to(dtype), state, rows), {}
+
+
+def _conv_decode(seed: int, dtype: torch.dtype = torch.float32, batch: int = 5) -> Inputs:
+    return _conv_prefill(seed, dtype, [1] * batch)
+
+
+def _delta_gates(seed: int, dtype: torch.dtype = torch.float32, tokens: int = 7) -> Inputs:
+    g = _random(seed)
+    a, b = (torch.randn(tokens, 4, generator=g).to(dtype) for _ in range(2))
+    return (a, b, torch.randn(4, generator=g), torch.randn(4, generator=g)), {}
+
+
+def _delta_prefill(
+    seed: int, dtype: torch.dtype = torch.float32, lengths: list[int] | None = None
+) -> Inputs:
+    g = _random(seed + 1)
+    lengths = [*_ragged(seed, 3), 0, 150] if lengths is None else lengths
+    tokens = sum(lengths)
+    state, rows = state_rows(seed, lengths, (4, 12, 10))
+    q, k = (torch.randn(tokens, 2, 12, generator=g).to(dtype) for _ in range(2))
+    v = torch.randn(tokens, 4, 10, generator=g).to(dtype)
+    # From heads that keep nearly all to heads that forget within a few tokens.
+    decay = -torch.rand(tokens, 4, generator=g) * torch.tensor([0.01, 0.2, 1.0, 4.0])
+    return (q, k, v, decay, torch.rand(tokens, 4, generator=g), state, rows), {}
+
+
+def _delta_decode(seed: int, dtype: torch.dtype = torch.float32, batch: int = 5) -> Inputs:
+    return _delta_prefill(seed, dtype, [1] * batch)
+
+
 GENERATORS: dict[str, Callable[..., Any]] = {
     "linear": _linear,
     "rms_norm": _rms_norm,
     "add_rms_norm": _add_rms_norm,
+    "gated_rms_norm": _gated_rms_norm,
     "silu_mul": _silu_mul,
+    "sigmoid_mul": _sigmoid_mul,
     "embedding": _embedding,
     "rotary_table": _rotary_table,
     "rotate": _rotate,
     "cache_write": _cache_write,
+    "cache_write_as": _cache_write_as,
     "gqa_decode": _gqa_decode,
     "gqa_prefill": _gqa_prefill,
     "mla_decode": _mla_decode,
@@ -194,4 +297,10 @@ GENERATORS: dict[str, Callable[..., Any]] = {
     "route_sigmoid": _route_sigmoid,
     "route_softmax": _route_softmax,
     "moe_experts": _moe_experts,
+    "moe_experts_clamped": _moe_experts_clamped,
+    "conv_decode": _conv_decode,
+    "conv_prefill": _conv_prefill,
+    "delta_gates": _delta_gates,
+    "delta_decode": _delta_decode,
+    "delta_prefill": _delta_prefill,
 }

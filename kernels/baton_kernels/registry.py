@@ -61,16 +61,20 @@ class Site:
 
 @dataclass(frozen=True)
 class ShapeRule:
-    """A predicate on one named size: ``ShapeRule("rank", "a multiple of 16", lambda n: ...)``."""
+    """A predicate on one named size: ``ShapeRule("rank", "a multiple of 16", lambda n: ...)``.
+
+    default: the size where it is not named; None refuses such a site.
+    """
 
     size: str
     text: str
     holds: Callable[[int], bool]
+    default: int | None = None
 
     def unmet(self, site: Site) -> str | None:
-        if self.size not in site.shape:
+        value = site.shape.get(self.size, self.default)
+        if value is None:
             return f"{self.size} must be {self.text} and is not known here"
-        value = site.shape[self.size]
         return None if self.holds(value) else f"{self.size} is {value}, must be {self.text}"
 
 

@@ -1,7 +1,7 @@
 """Placements, the compiler that turns them into collectives, and the model families."""
 
-from baton_modeling.batch import ForwardBatch
-from baton_modeling.cache import CacheGroup, CacheLayout
+from baton_modeling.batch import ForwardBatch, StateSlots
+from baton_modeling.cache import CacheGroup, CacheLayout, GroupKind
 from baton_modeling.checkpoint import Progress
 from baton_modeling.communicators import Communicator, CountingComm, GlooComm, SingleComm
 from baton_modeling.compiler.explain import Explanation
@@ -13,8 +13,9 @@ from baton_modeling.description import (
     fingerprint,
     read_model_description,
 )
+from baton_modeling.drafter import CompiledDrafter
 from baton_modeling.lockstep import Lockstep
-from baton_modeling.mesh import Axis, Mesh, MeshError, tensor_parallel_mesh
+from baton_modeling.mesh import Axis, Mesh, MeshError, parse_mesh, tensor_parallel_mesh
 from baton_modeling.model import CompiledModel, Options, explain_checkpoint, load_model
 from baton_modeling.weights import WeightError
 
@@ -25,11 +26,13 @@ __all__ = [
     "CheckpointError",
     "Communicator",
     "CompileError",
+    "CompiledDrafter",
     "CompiledModel",
     "CountingComm",
     "Explanation",
     "ForwardBatch",
     "GlooComm",
+    "GroupKind",
     "Lockstep",
     "Mesh",
     "MeshError",
@@ -38,10 +41,12 @@ __all__ = [
     "Progress",
     "ReplicaMismatch",
     "SingleComm",
+    "StateSlots",
     "WeightError",
     "explain_checkpoint",
     "fingerprint",
     "load_model",
+    "parse_mesh",
     "read_model_description",
     "tensor_parallel_mesh",
 ]

@@ -8,6 +8,20 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class StateSlots:
+    """The snapshots of a step's rows, for models with a recurrent state.
+
+    reads   int32 [B]  engine: slot of the state before the row's first token of this step;
+                       NO_STATE (-1) when it has none behind it
+    writes  int32 [B]  engine: slot that gets the state after the row's last token. May be the read
+                       slot; no row reads what another row of the step writes.
+    """
+
+    reads: Tensor
+    writes: Tensor
+
+
+@dataclass(frozen=True)
 class ForwardBatch:
     """One step over B rows with T tokens in all; tensors live on the model's device.
 
@@ -23,6 +37,12 @@ class ForwardBatch:
                                 that holds a token are never read and may hold anything
     decode_rows    int          scheduler
     logit_rows     int64 [L]    engine: the tokens (indices into T) whose logits are wanted
+    states                      engine: None for models without a recurrent state
+    group_tokens, group_logit_rows
+                   [dp] ints    scheduler: with data-parallel attention the batch is that of this
+                                rank's group alone, and these are T and L of every group in the
+                                axis's order, this one included. A group may have none. Without
+                                data parallelism they are empty.
     """
 
     token_ids: Tensor
@@ -33,3 +53,6 @@ class ForwardBatch:
     page_tables: Tensor
     decode_rows: int
     logit_rows: Tensor
+    states: StateSlots | None = None
+    group_tokens: tuple[int, ...] = ()
+    group_logit_rows: tuple[int, ...] = ()

@@ -10,9 +10,10 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from baton_kernels import Operator, PagedRows, Site, Verdict
-from baton_modeling.batch import ForwardBatch
+from baton_kernels import Operator, PagedRows, Site, StateRows, Verdict, ops
+from baton_modeling.batch import ForwardBatch, StateSlots
 from baton_modeling.mesh import Mesh
+from baton_modeling.weights import WeightError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -27,12 +28,12 @@ class CacheView:
         self._tensor: Tensor | None = None
 
     def attach(self, arena: Tensor) -> None:
-        """Take the layer's part of ``arena`` [pages, layers, page_size, width]."""
+        """Take the layer's part of ``arena`` [pages, layers, entries, width]."""
         self._tensor = arena[:, self.layer]
 
     @property
     def tensor(self) -> Tensor:
-        """[pages, page_size, width]."""
+        """[pages, entries, width]; a page of states has one entry."""
         if self._tensor is None:
             raise RuntimeError("the model has no cache yet; call bind_cache() before forward()")
         return self._tensor
@@ -40,13 +41,14 @@ class CacheView:
 
 @dataclass
 class Binding:
-    """Everything ``Module.bind`` may need on this rank."""
+    """Everything ``Module.bind`` may need on this rank. cache_dtype: None is the model's."""
 
     device: torch.device
     dtype: torch.dtype
     mesh: Mesh
     page_size: int
     overrides: Mapping[str, str] = field(default_factory=dict)
+    cache_dtype: torch.dtype | None = None
     caches: list[CacheView] = field(default_factory=list)
     choices: dict[tuple[str, str], Verdict] = field(default_factory=dict)
 
@@ -59,6 +61,20 @@ class Binding:
         self.choices[operator.name, chosen.implementation] = chosen
         return operator.bind(site, self.overrides)
 
+    @property
+    def converts_cache(self) -> bool:
+        """Whether entries are kept in another type than the model's."""
+        return self.cache_dtype not in (None, self.dtype)
+
+    def cache_write(
+        self, parts: tuple[int, int]
+    ) -> Callable[[Tensor, Tensor, Tensor, Tensor], None]:
+        """Storing of entries made of ``parts``: (cache, entries, pages, offsets)."""
+        if not self.converts_cache:
+            return self.operator(ops.cache_write)
+        write = self.operator(ops.cache_write_as)
+        return lambda cache, entries, pages, offsets: write(cache, entries, pages, offsets, parts)
+
     def cache(self, group: str, layer: int) -> CacheView:
         """The view of one layer of a cache group."""
         view = CacheView(group, layer)
@@ -66,8 +82,14 @@ class Binding:
         return view
 
     def local(self, size: int, axis: str) -> int:
-        """``size`` items cut over ``axis``: how many are this rank's."""
-        return size // self.mesh.axis(axis).size
+        """``size`` items cut over ``axis``: how many are this rank's. WeightError if uneven."""
+        ranks = self.mesh.axis(axis).size
+        if size % ranks:
+            raise WeightError(
+                f"{size} heads or rows cannot be cut evenly over the {ranks} ranks of mesh axis "
+                f"{axis}; choose a size of {axis} that divides {size}"
+            )
+        return size // ranks
 
 
 class Step:
@@ -77,6 +99,8 @@ class Step:
         self.batch = batch
         self.page_size = page_size
         self.decode_rows = batch.decode_rows
+        # [T, hidden], for a drafting layer: what the model kept, or what the drafter is given.
+        self.hidden: Tensor | None = None
 
     @cached_property
     def decode(self) -> PagedRows:
@@ -99,6 +123,29 @@ class Step:
             batch.page_tables[n:],
             self.page_size,
         )
+
+    def group_rows(self, what: str) -> tuple[int, ...]:
+        """``tokens`` or ``logit_rows`` of every data-parallel group, in the axis's order."""
+        batch = self.batch
+        return batch.group_tokens if what == "tokens" else batch.group_logit_rows
+
+    @cached_property
+    def _states(self) -> StateSlots:
+        if self.batch.states is None:
+            raise ValueError("this model keeps recurrent states, but the batch names none")
+        return self.batch.states
+
+    @cached_property
+    def decode_states(self) -> StateRows:
+        """The states of the rows with one token each."""
+        n, states = self.decode_rows, self._states
+        return StateRows(self.batch.query_starts[: n + 1], states.reads[:n], states.writes[:n])
+
+    @cached_property
+    def prefill_states(self) -> StateRows:
+        """The states of the prompt chunks."""
+        n, states = self.decode_rows, self._states
+        return StateRows(self.batch.query_starts[n:] - n, states.reads[n:], states.writes[n:])
 
     @cached_property
     def write_pages(self) -> Tensor:

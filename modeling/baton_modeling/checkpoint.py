@@ -65,17 +65,37 @@ class CheckpointReader:
     def load(self, weight: Weight, mesh: Mesh, dtype: torch.dtype, device: torch.device) -> Tensor:
         """This rank's part of ``weight``. Equal weights (tied ones) share one tensor."""
         if weight not in self._loaded:
-            parts = weight.local(mesh)
-            width = len(weight.parts[0])
-            target = weight.dtype or dtype
-            tensors = [self._slice(source, cut).to(target) for source, cut in parts]
-            groups = [
-                tensors[i] if width == 1 else torch.cat(tensors[i : i + width])
-                for i in range(0, len(tensors), width)
-            ]
-            whole = torch.stack(groups) if weight.stacked else groups[0]
-            self._loaded[weight] = whole.to(device).contiguous()
+            form = self.stored(weight)
+            parts = form.local(mesh)
+            self._loaded[weight] = self._joined(form, parts, form.dtype or dtype, device)
         return self._loaded[weight]
+
+    def _joined(
+        self,
+        form: Weight,
+        parts: list[tuple[Source, tuple[slice, ...]]],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> Tensor:
+        """The parts read one by one into their places, so that none is in memory twice.
+
+        Always a copy: what is read uncut would keep the whole file mapped.
+        """
+        width = len(form.parts[0])
+        sizes = [[part.stop - part.start for part in cut] for _, cut in parts]
+        shape = list(sizes[0])
+        shape[form.join] = sum(size[form.join] for size in sizes[:width])
+        whole = torch.empty(len(parts) // width, *shape, dtype=dtype, device=device)
+        for index, ((source, cut), size) in enumerate(zip(parts, sizes, strict=True)):
+            group = index - index % width
+            first = sum(each[form.join] for each in sizes[group:index])
+            place = whole[index // width].narrow(form.join, first, size[form.join])
+            place.copy_(self._slice(source, cut))
+        return whole if form.stacked else whole[0]
+
+    def stored(self, weight: Weight) -> Weight:
+        """The form in which this checkpoint has ``weight``."""
+        return weight.stored(self._home)
 
     def _slice(self, source: Source, cut: tuple[slice, ...]) -> Tensor:
         if source.name not in self._home:

@@ -6,6 +6,7 @@ Only instructions inserted by the compiler call them; model code never does.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -19,7 +20,8 @@ from baton_modeling.mesh import Axis, Mesh
 class Communicator(Protocol):
     """Collectives along one named axis of the mesh. ``dim`` may be negative.
 
-    A communicator owns its inputs: it may overwrite ``x`` and may return it.
+    sizes: how the ranks share dimension 0, in coordinate order; None for equal shares. It is the
+    same on all of them. A communicator owns its inputs: it may overwrite ``x`` and may return it.
     """
 
     @property
@@ -29,12 +31,25 @@ class Communicator(Protocol):
         """Sum of ``x`` over the axis, on every rank; same shape."""
         ...
 
-    def all_gather(self, x: Tensor, axis: Axis, dim: int) -> Tensor:
+    def all_gather(
+        self, x: Tensor, axis: Axis, dim: int, sizes: Sequence[int] | None = None
+    ) -> Tensor:
         """The ranks' ``x`` concatenated along ``dim`` in coordinate order."""
         ...
 
-    def reduce_scatter(self, x: Tensor, axis: Axis, dim: int) -> Tensor:
-        """This rank's equal part along ``dim`` of the sum of ``x`` over the axis."""
+    def reduce_scatter(
+        self, x: Tensor, axis: Axis, dim: int, sizes: Sequence[int] | None = None
+    ) -> Tensor:
+        """This rank's part along ``dim`` of the sum of ``x`` over the axis."""
+        ...
+
+    def all_to_all(
+        self, x: Tensor, axis: Axis, sends: Sequence[int], receives: Sequence[int]
+    ) -> Tensor:
+        """Give each rank its rows and get one's own: ``x`` holds sends[i] rows for coordinate i.
+
+        The result holds receives[i] rows of coordinate i, in coordinate order.
+        """
         ...
 
 
@@ -56,10 +71,19 @@ class SingleComm:
     def all_reduce(self, x: Tensor, axis: Axis) -> Tensor:
         return x
 
-    def all_gather(self, x: Tensor, axis: Axis, dim: int) -> Tensor:
+    def all_gather(
+        self, x: Tensor, axis: Axis, dim: int, sizes: Sequence[int] | None = None
+    ) -> Tensor:
         return x
 
-    def reduce_scatter(self, x: Tensor, axis: Axis, dim: int) -> Tensor:
+    def reduce_scatter(
+        self, x: Tensor, axis: Axis, dim: int, sizes: Sequence[int] | None = None
+    ) -> Tensor:
+        return x
+
+    def all_to_all(
+        self, x: Tensor, axis: Axis, sends: Sequence[int], receives: Sequence[int]
+    ) -> Tensor:
         return x
 
 
@@ -101,23 +125,44 @@ class GlooComm:
         dist.all_reduce(x, group=self._groups[axis])
         return x
 
-    def all_gather(self, x: Tensor, axis: Axis, dim: int) -> Tensor:
-        x = x.contiguous()
-        parts = [torch.empty_like(x) for _ in range(axis.size)]
-        if x.numel():
-            dist.all_gather(parts, x, group=self._groups[axis])
+    def all_gather(
+        self, x: Tensor, axis: Axis, dim: int, sizes: Sequence[int] | None = None
+    ) -> Tensor:
+        longest = x.shape[0] if sizes is None else max(sizes)
+        # The backends gather equal shapes, so shorter shares travel with rows nobody reads.
+        given = x.contiguous() if len(x) == longest else _lengthened(x, longest)
+        parts = [torch.empty_like(given) for _ in range(axis.size)]
+        if given.numel():
+            dist.all_gather(parts, given, group=self._groups[axis])
+        if sizes is not None:
+            parts = [part[:size] for part, size in zip(parts, sizes, strict=True)]
         return torch.cat(parts, dim=dim)
 
-    def reduce_scatter(self, x: Tensor, axis: Axis, dim: int) -> Tensor:
+    def reduce_scatter(
+        self, x: Tensor, axis: Axis, dim: int, sizes: Sequence[int] | None = None
+    ) -> Tensor:
         # Gloo has no reduce_scatter of its own; the sum is taken whole and this rank's part kept.
-        size = axis.size
-        if x.shape[dim] % size:
+        if sizes is None and x.shape[dim] % axis.size:
             raise ValueError(
-                f"reduce_scatter over {axis.name} ({size} ranks) needs dimension {dim} of "
-                f"{tuple(x.shape)} to be a multiple of {size}"
+                f"reduce_scatter over {axis.name} ({axis.size} ranks) needs dimension {dim} of "
+                f"{tuple(x.shape)} to be a multiple of {axis.size}"
             )
+        shares = [x.shape[dim] // axis.size] * axis.size if sizes is None else list(sizes)
         total = self.all_reduce(x, axis)
-        return total.chunk(size, dim=dim)[axis.coordinate(self._mesh.rank)]
+        return torch.split(total, shares, dim)[axis.coordinate(self._mesh.rank)]
+
+    def all_to_all(
+        self, x: Tensor, axis: Axis, sends: Sequence[int], receives: Sequence[int]
+    ) -> Tensor:
+        out = x.new_empty(sum(receives), *x.shape[1:])
+        dist.all_to_all_single(
+            out, x.contiguous(), list(receives), list(sends), group=self._groups[axis]
+        )
+        return out
+
+
+def _lengthened(x: Tensor, rows: int) -> Tensor:
+    return torch.cat([x, x.new_zeros(rows - len(x), *x.shape[1:])])
 
 
 @dataclass
@@ -143,10 +188,20 @@ class CountingComm:
         self._count("all_reduce", axis, x)
         return self.inner.all_reduce(x, axis)
 
-    def all_gather(self, x: Tensor, axis: Axis, dim: int) -> Tensor:
+    def all_gather(
+        self, x: Tensor, axis: Axis, dim: int, sizes: Sequence[int] | None = None
+    ) -> Tensor:
         self._count("all_gather", axis, x)
-        return self.inner.all_gather(x, axis, dim)
+        return self.inner.all_gather(x, axis, dim, sizes)
 
-    def reduce_scatter(self, x: Tensor, axis: Axis, dim: int) -> Tensor:
+    def reduce_scatter(
+        self, x: Tensor, axis: Axis, dim: int, sizes: Sequence[int] | None = None
+    ) -> Tensor:
         self._count("reduce_scatter", axis, x)
-        return self.inner.reduce_scatter(x, axis, dim)
+        return self.inner.reduce_scatter(x, axis, dim, sizes)
+
+    def all_to_all(
+        self, x: Tensor, axis: Axis, sends: Sequence[int], receives: Sequence[int]
+    ) -> Tensor:
+        self._count("all_to_all", axis, x)
+        return self.inner.all_to_all(x, axis, sends, receives)

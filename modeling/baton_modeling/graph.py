@@ -31,16 +31,30 @@ class Signature:
     outputs: tuple[Layout, ...] = (REPLICATED,)
 
 
+@dataclass(frozen=True)
+class Dispatch:
+    """How the rows of a module's first input find the rank that works on them.
+
+    The module's inputs are rows, weights and expert ids; it computes, per row, the weighted sum
+    over the experts that the row names. axis: ranks hold equal runs of the ``experts``.
+    """
+
+    axis: str
+    experts: int
+
+
 class Module(ABC):
     """One application of a layer.
 
     name: the checkpoint's name of the layer; errors and ``explain`` use it.
     rowwise: output row t depends on input rows t only. The compiler may then run the module on
-        the rows that are still needed.
+        the rows that are still needed, and each rank on its own rows.
+    dispatch: of a rowwise module whose rows may be sent to the ranks that hold their experts.
     """
 
     name: str
     rowwise: bool = False
+    dispatch: Dispatch | None = None
 
     @abstractmethod
     def signature(self) -> Signature:

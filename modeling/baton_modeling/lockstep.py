@@ -98,9 +98,33 @@ class LockstepComm:
             total += other
         return total
 
-    def all_gather(self, x: Tensor, axis: Axis, dim: int) -> Tensor:
-        return torch.cat(self._everybody(x, axis), dim)
+    def all_gather(
+        self, x: Tensor, axis: Axis, dim: int, sizes: Sequence[int] | None = None
+    ) -> Tensor:
+        parts = self._everybody(x, axis)
+        if sizes is not None and [len(part) for part in parts] != list(sizes):
+            raise ValueError(
+                f"all_gather over {axis.name} was told {list(sizes)} rows a rank, they have "
+                f"{[len(part) for part in parts]}"
+            )
+        return torch.cat(parts, dim)
 
-    def reduce_scatter(self, x: Tensor, axis: Axis, dim: int) -> Tensor:
+    def reduce_scatter(
+        self, x: Tensor, axis: Axis, dim: int, sizes: Sequence[int] | None = None
+    ) -> Tensor:
         total = self.all_reduce(x, axis)
-        return total.chunk(axis.size, dim)[axis.coordinate(self._mesh.rank)]
+        shares = [x.shape[dim] // axis.size] * axis.size if sizes is None else list(sizes)
+        return torch.split(total, shares, dim)[axis.coordinate(self._mesh.rank)]
+
+    def all_to_all(
+        self, x: Tensor, axis: Axis, sends: Sequence[int], receives: Sequence[int]
+    ) -> Tensor:
+        me = axis.coordinate(self._mesh.rank)
+        shares = self._everybody(torch.tensor(list(sends)), axis)
+        parts = [
+            torch.split(given, share.tolist())[me]
+            for given, share in zip(self._everybody(x, axis), shares, strict=True)
+        ]
+        if [len(part) for part in parts] != list(receives):
+            raise ValueError(f"all_to_all over {axis.name} expected {list(receives)} rows a rank")
+        return torch.cat(parts)

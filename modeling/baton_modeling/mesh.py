@@ -129,3 +129,16 @@ class Mesh:
 def tensor_parallel_mesh(size: int, rank: int = 0) -> Mesh:
     """Every sharded axis of size ``size``: plain tensor parallelism, experts cut inside."""
     return Mesh({"attn_tp": size, "dense_tp": size, "moe_tp": size, "vocab": size}, rank)
+
+
+def parse_mesh(text: str) -> Mesh:
+    """``"attn_tp=4,ep=4"`` as a mesh seen by rank 0; MeshError on other forms."""
+    axes = {}
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        name, _, size = item.partition("=")
+        if not size.strip().isdigit():
+            raise MeshError(f"mesh axis {item!r} is not of the form axis=ranks")
+        if name.strip() in axes:
+            raise MeshError(f"mesh axis {name.strip()!r} is given twice")
+        axes[name.strip()] = int(size)
+    return Mesh(axes)

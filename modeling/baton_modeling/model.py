@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +23,8 @@ from baton_modeling.compiler.lower import lower
 from baton_modeling.compiler.operations import Lowered
 from baton_modeling.compiler.rewrite import RULES
 from baton_modeling.compiler.verify import checker
-from baton_modeling.description import ModelDescription, read_model_description
+from baton_modeling.description import CheckpointError, ModelDescription, read_model_description
+from baton_modeling.drafter import CompiledDrafter, kept
 from baton_modeling.families import family_of
 from baton_modeling.families.family import FamilyModel
 from baton_modeling.graph import Graph
@@ -35,12 +36,17 @@ class Options:
     """How to compile. The defaults are right for serving.
 
     verify: check at run time that what is declared replicated is equal on all ranks (slow).
+    cache_dtype: element type of cached keys, values and latents: float8_e4m3fn (with a scale per
+        token), bfloat16, or None for the model's. Recurrent states stay as they are.
     kernels: implementation by operator; the variable BATON_KERNELS adds to it.
+    draft: load the multi-token-prediction layer too; its entries are one more layer of the cache.
     """
 
     costs: CostTable = field(default_factory=CostTable)
     verify: bool = False
+    cache_dtype: torch.dtype | None = None
     kernels: Mapping[str, str] | None = None
+    draft: bool = False
 
 
 class CompiledModel:
@@ -54,10 +60,12 @@ class CompiledModel:
         lowered: Lowered,
         binding: Binding,
         fingerprint: str,
+        drafter: CompiledDrafter | None = None,
     ) -> None:
         self.config = config
         self.cache_layout = cache_layout
         self.fingerprint = fingerprint
+        self.drafter = drafter
         self.mesh = binding.mesh
         self.dtype = binding.dtype
         self.device = binding.device
@@ -72,7 +80,7 @@ class CompiledModel:
         return list(self._binding.choices.values())
 
     def bind_cache(self, arenas: Mapping[str, Tensor]) -> None:
-        """Use these arenas, one per cache group: [num_pages, layers, page_size, entry_width].
+        """Use these arenas, one per cache group: [num_pages, layers, entries, entry_width].
 
         ValueError names the group whose arena is missing or of another shape or dtype.
         """
@@ -94,6 +102,16 @@ class CompiledModel:
     def forward(self, batch: ForwardBatch) -> Tensor:
         """Run one step: writes the cache, gives float32 logits [L, vocab], equal on all ranks."""
         return self._program.run(Step(batch, self.page_size))
+
+    @torch.inference_mode()
+    def forward_hidden(self, batch: ForwardBatch) -> tuple[Tensor, Tensor]:
+        """``forward``, and the hidden states [T, hidden] of all tokens for ``drafter``.
+
+        ValueError when the model was not loaded with ``Options(draft=True)``.
+        """
+        step = Step(batch, self.page_size)
+        logits = self._program.run(step)
+        return logits, kept(step)
 
     def explain(self) -> Explanation:
         """The program: operations, collectives, bytes per token, rules, totals."""
@@ -128,7 +146,9 @@ def explain_checkpoint(
     Raises CheckpointError, MeshError, CompileError or WeightError as load_model would.
     """
     mesh = mesh or tensor_parallel_mesh(tp)
-    graph = build_family(read_model_description(checkpoint), dtype).graph
+    family = build_family(read_model_description(checkpoint), dtype)
+    family.cache(mesh)  # refuses heads that cannot be cut
+    graph = family.graph
     for application in graph.applications:
         for weight in application.module.weights().values():
             weight.local(mesh)  # refuses sizes that cannot be cut
@@ -155,45 +175,79 @@ def load_model(
     """
     options = options or Options()
     mesh = mesh or Mesh({})
-    comm = comm or SingleComm(mesh)
+    peers: Communicator = comm or SingleComm(mesh)
     load_plugins()
     kernels = {**(options.kernels or {}), **environment_overrides()}
     check_overrides(kernels, ops.OPERATORS)
     description = read_model_description(checkpoint)
-    family = build_family(description, dtype)
-    lowered = compile_graph(family.graph, mesh, dtype.itemsize, options.costs)
-    binding = Binding(torch.device(device), dtype, mesh, page_size, kernels)
-    declared = {
-        source.name
-        for application in family.graph.applications
-        for weight in application.module.weights().values()
-        for group in weight.parts
-        for source in group
-    }
-    with CheckpointReader(description.path, progress, family.block) as reader:
-        reader.expected = len(declared)
-        reader.refuse_unread(family.skipped, declared)
-        program = emit(
-            lowered,
-            binding,
-            comm,
-            lambda module: {
-                name: reader.load(weight, mesh, dtype, binding.device)
-                for name, weight in module.weights().items()
-            },
-            checker(lowered, comm) if options.verify else None,
+    cache_dtype = options.cache_dtype or dtype
+    if cache_dtype not in (dtype, torch.bfloat16, torch.float8_e4m3fn):
+        raise ValueError(
+            f"a cache in {cache_dtype} is not supported; it can be in the model's type, bfloat16 "
+            "or float8_e4m3fn"
         )
+    family = build_family(description, cache_dtype)
+    graph, draft, layout, skipped = _chosen(family, description, options)
+    graphs = [graph] if draft is None else [graph, draft]
+    binding = Binding(torch.device(device), dtype, mesh, page_size, kernels, cache_dtype)
+    with CheckpointReader(description.path, progress, family.block) as reader:
+        declared = {
+            name
+            for each in graphs
+            for application in each.applications
+            for weight in application.module.weights().values()
+            for name in reader.stored(weight).names
+        }
+        reader.expected = len(declared)
+        reader.refuse_unread(skipped, declared)
+
+        def compiled(graph: Graph) -> tuple[Program, Lowered]:
+            lowered = compile_graph(graph, mesh, dtype.itemsize, options.costs)
+            program = emit(
+                lowered,
+                binding,
+                peers,
+                lambda module: {
+                    name: reader.load(weight, mesh, dtype, binding.device)
+                    for name, weight in module.weights().items()
+                },
+                checker(lowered, peers) if options.verify else None,
+            )
+            return program, lowered
+
+        program, lowered = compiled(graph)
+        drafter = None if draft is None else CompiledDrafter(*compiled(draft), binding)
     return CompiledModel(
         description,
-        family.cache(mesh),
+        layout(mesh),
         program,
         lowered,
         binding,
-        _fingerprint(description, dtype),
+        _fingerprint(description, dtype, cache_dtype),
+        drafter,
     )
 
 
-def _fingerprint(description: ModelDescription, dtype: torch.dtype) -> str:
-    """Cached entries depend on the weights and on the type they were computed in."""
+def _chosen(
+    family: FamilyModel, description: ModelDescription, options: Options
+) -> tuple[Graph, Graph | None, Callable[[Mesh], CacheLayout], tuple[str, ...]]:
+    """Graph, drafting graph, cache layout and what is left out, as the options ask."""
+    if not options.draft:
+        return family.graph, None, family.cache, family.skipped
+    drafting = family.drafting
+    if drafting is None:
+        raise CheckpointError(
+            f"{description.path} ({description.family}) has no multi-token-prediction layer that "
+            f"this build can draft with; load it without Options(draft=True)"
+        )
+    return drafting.graph, drafting.draft, drafting.cache, drafting.skipped
+
+
+def _fingerprint(
+    description: ModelDescription, dtype: torch.dtype, cache_dtype: torch.dtype
+) -> str:
+    """Cached entries depend on the weights and on the types they were computed and kept in."""
     text = f"{description.fingerprint}/{str(dtype).removeprefix('torch.')}"
+    if cache_dtype != dtype:
+        text += f"/{str(cache_dtype).removeprefix('torch.')}"
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -6,12 +6,15 @@ no threads. See docs/scheduler.md.
 
 from baton_scheduler._core import (
     Admission,
+    CacheGroup,
     Completion,
     Config,
     FinishReason,
     Goal,
     Lease,
+    PoolStats,
     Reply,
+    Retention,
     Role,
     RowKind,
     Scheduler,
@@ -22,21 +25,26 @@ from baton_scheduler._core import (
     transitions,
 )
 from baton_scheduler.fsm import fsm_mermaid, fsm_table
+from baton_scheduler.keys import cache_key
 
 __all__ = [
     "Admission",
+    "CacheGroup",
     "Completion",
     "Config",
     "FinishReason",
     "Goal",
     "Lease",
+    "PoolStats",
     "Reply",
+    "Retention",
     "Role",
     "RowKind",
     "Scheduler",
     "Stats",
     "Step",
     "Verdict",
+    "cache_key",
     "fsm_mermaid",
     "fsm_table",
     "page_hashes",

@@ -25,16 +25,57 @@ std::string Config::problem() const {
            ": must be at least max_running (" + std::to_string(max_running) +
            "), since every running request may decode one token in a step";
   }
+  for (std::size_t i = 0; i < side_groups.size(); ++i) {
+    const std::string name = "side_groups[" + std::to_string(i) + "]";
+    const SideGroup& group = side_groups[i];
+    const bool window = group.keeps == Retention::kWindow;
+    const std::string tokens = std::to_string(group.tokens);
+    if (group.tokens < 1 || group.tokens > 0x3fffffff) {
+      return name + " has " + (window ? "a window of " : "a snapshot every ") + tokens +
+             " tokens: must be from 1 to 2^30 - 1";
+    }
+    if (!window && group.tokens % page_size != 0) {
+      return name + " has a snapshot every " + tokens +
+             " tokens: must be a multiple of page_size (" + std::to_string(page_size) + ")";
+    }
+    const std::size_t least = group.least_pages(page_size);
+    if (group.pages < least || group.pages > 0x3fffffff) {
+      return name + " has " + std::to_string(group.pages) + " pages: must be at least " +
+             std::to_string(least) + ", what one request needs, and at most 2^30 - 1";
+    }
+  }
+  if (host_pages > 0 && !side_groups.empty()) {
+    return "host_pages is " + std::to_string(host_pages) +
+           " with side_groups: the host tier keeps pages of full attention alone";
+  }
+  if (host_pages > 0x3fffffff) {
+    return "host_pages is " + std::to_string(host_pages) + ": must be at most 2^30 - 1";
+  }
+  if (max_draft_tokens > 64) {
+    return "max_draft_tokens is " + std::to_string(max_draft_tokens) + ": must be at most 64";
+  }
+  if (max_draft_tokens > 0 && !side_groups.empty()) {
+    return "max_draft_tokens is " + std::to_string(max_draft_tokens) +
+           " with side_groups: a window or a state cannot take back a token; must be 0";
+  }
   if (hold_us < 0) return "hold_us is " + std::to_string(hold_us) + ": must not be negative";
   return {};
 }
 
 Scheduler::Scheduler(const Config& config)
-    : config_(config), pool_(config.num_pages), slots_(config.max_running, next_.slot_resets) {
+    : config_(config),
+      snapshot_interval_(config.snapshot_interval()),
+      pool_(config.num_pages),
+      host_(config.host_pages),
+      slots_(config.max_running, next_.slot_resets) {
+  const std::size_t groups = 1 + config.side_groups.size();
+  for (const SideGroup& group : config.side_groups) {
+    side_pools_.push_back(std::make_unique<PagePool>(group.pages, 1 + side_pools_.size()));
+  }
   const std::size_t most_sealed =
-      config.max_running + config.max_step_tokens / config.page_size + 1;
-  next_.reserve(config.max_running, config.max_step_tokens);
-  current_.reserve(config.max_running, config.max_step_tokens);
+      groups * (config.max_running + config.max_step_tokens / config.page_size + 1);
+  next_.reserve(config.max_running, config.max_step_tokens, groups - 1);
+  current_.reserve(config.max_running, config.max_step_tokens, groups - 1);
   completion_.reserve(config.max_running, most_sealed);
   running_.reserve(config.max_running);
   prefilling_.reserve(config.max_running);
@@ -52,11 +93,14 @@ Admission Scheduler::submit(const Submission& submission) {
   const std::size_t kept = submission.goal == Goal::kHandOver ? prompt : most - 1;
   if (pages_for(kept, config_.page_size) > pool_.total()) return Admission::kNeverFits;
   if (queued_.size() >= config_.max_waiting) return Admission::kQueueFull;
+  const Record* parent = find(submission.terms.parent());
+  const Sequence* theirs = parent ? parent->sequence() : nullptr;
+  if (theirs && theirs->key != submission.key) return Admission::kForeign;
 
   SequencePtr sequence =
       sequences_.make(submission.request, submission.goal, submission.key, config_.page_size,
                       submission.tokens, submission.max_new_tokens, submission.fetch_pages);
-  auto record = record_slab_.make(submission.request, ++arrivals_, submission.priority,
+  auto record = record_slab_.make(submission.request, ++arrivals_, submission.terms,
                                   Queued(std::move(sequence)));
   ++population_[record->state.index()];
   queued_.push(*record, submission.key);
@@ -82,6 +126,11 @@ Reply Scheduler::cancel(RequestId request) {
     prefilled_.remove(*record);
     become(*record, std::move(record->as<Prefilled>()).on(event));
     drop(*record);
+  } else if (record->is<Parked>()) {
+    unpark(*record, event);
+  } else if (record->is<Draining>()) {
+    if (!record->as<Draining>().parks()) return Reply::kIgnored;
+    record->as<Draining>().on(event);
   } else if (record->is<Fetching>()) {
     quarantined_ += record->as<Fetching>().pages().size();
     become(*record, std::move(record->as<Fetching>()).on(event));
@@ -95,6 +144,34 @@ Reply Scheduler::cancel(RequestId request) {
     become(*record, std::move(record->as<Decoding>()).on(event));
     settle(*record);
   }
+  return reply;
+}
+
+Reply Scheduler::renew_park(RequestId request, Micros deadline) {
+  Record* record = find(request);
+  if (!record) return Reply::kIgnored;
+  const Reply reply = kTable.answer<ParkRenewed>(record->state);
+  if (reply != Reply::kAccepted) return reply;
+  Parked& parked = record->as<Parked>();
+  parked_.erase({parked.deadline(), request});
+  parked.on(ParkRenewed{deadline});
+  parked_.insert({deadline, request});
+  return reply;
+}
+
+Reply Scheduler::draft(RequestId request, std::size_t position, std::span<const Token> tokens) {
+  Record* record = find(request);
+  if (!record) return Reply::kIgnored;
+  const Reply reply = kTable.answer<Drafted>(record->state);
+  if (reply != Reply::kAccepted) return reply;
+  Decoding& decoding = record->as<Decoding>();
+  if (position < decoding.sequence().tokens.size()) return Reply::kIgnored;
+  // Not beyond its last token, not while a step verifies what was guessed before.
+  if (position > decoding.sequence().tokens.size() || record->claims() > 0 ||
+      tokens.size() > config_.max_draft_tokens) {
+    return Reply::kRejected;
+  }
+  decoding.on(Drafted{tokens});
   return reply;
 }
 
@@ -116,7 +193,8 @@ Reply Scheduler::pages_arrived(RequestId request, std::size_t first_index, std::
       fetched_tokens_ += sequence.tokens.size() - index * config_.page_size;
       continue;
     }
-    fetched_tokens_ += config_.page_size;
+    const bool restored = index - fetching.restored_first() < fetching.restored().size();
+    (restored ? restored_tokens_ : fetched_tokens_) += config_.page_size;
     const PageId before = fetching.pages()[index];
     const PageId after = fetching.seal_next();
     if (before != after) {
@@ -146,16 +224,15 @@ Reply Scheduler::fetch_ended(RequestId request, std::optional<Token> first_token
   }
 
   Fetching& fetching = record->as<Fetching>();
-  const Sequence& sequence = fetching.sequence();
-  if (sequence.goal == Goal::kAwait && first_token && fetching.complete()) {
+  if (first_token && fetching.complete()) {
     next_.started_requests.push_back(request);
     ++generated_tokens_;
     become(*record, std::move(fetching).on(FetchCompleted{*first_token}));
     enter_running(*record);
     const Sequence& started = record->as<Decoding>().sequence();
     if (finish || started.generated() >= started.max_new_tokens) {
-      stop<Decoding>(*record, finish ? FinishReason::kFlag : FinishReason::kLength,
-                     next_.finished_requests, next_.finished_reasons);
+      end_turn(*record, finish ? FinishReason::kFlag : FinishReason::kLength,
+               next_.finished_requests, next_.finished_reasons);
     }
   } else if (fetching.can_compute()) {
     become(*record, std::move(fetching).on(FetchGaveUp{}));
@@ -178,13 +255,13 @@ std::size_t Scheduler::forget(std::span<const Digest> identities) {
 }
 
 LeaseId Scheduler::grant(std::span<const Digest> identities, Micros now, Micros ttl,
-                         std::vector<std::int32_t>& pages) {
+                         std::vector<std::int32_t>& pages, std::size_t group) {
   at_least(now);
   leases_.expire(now_);
   pages.clear();
   std::vector<LeasedPage> leased;
   for (const Digest& identity : identities) {
-    std::optional<SealedPage> page = pool_.find(identity);
+    std::optional<SealedPage> page = pool(group).find(identity);
     if (!page) break;
     pages.push_back(raw(page->id()));
     leased.emplace_back(std::move(*page));
@@ -233,10 +310,39 @@ void Scheduler::retract_running(Record& record) {
   }
 }
 
+// Its last token is there: the turn is over, and its pages stay if that was asked for.
+void Scheduler::end_turn(Record& record, FinishReason reason, std::vector<RequestId>& requests,
+                         std::vector<std::int32_t>& reasons) {
+  if (record.terms.park_us == 0) return stop<Decoding>(record, reason, requests, reasons);
+  requests.push_back(record.id);
+  reasons.push_back(static_cast<std::int32_t>(reason));
+  running_.remove(record);
+  become(record, std::move(record.as<Decoding>()).on(TurnParked{now_ + record.terms.park_us}));
+  settle(record);
+}
+
+void Scheduler::demote(Record& record) {
+  next_.demoted_requests.push_back(record.id);
+  ++demotions_;
+  unpark(record, Demoted{});
+}
+
+// The parked session that `next` goes on has been taken up.
+void Scheduler::resume(Record& next) {
+  Record* parked = next.terms.resumes ? find(next.terms.resumes) : nullptr;
+  if (parked && parked->is<Parked>()) unpark(*parked, Resumed{});
+}
+
 void Scheduler::settle(Record& record) {
-  if (record.as<Draining>().fetch_in_flight()) return;
+  Draining& draining = record.as<Draining>();
+  if (draining.fetch_in_flight()) return;
   std::optional<Idle> idle = record.idle();
   if (!idle) return;
+  if (draining.parks()) {
+    become(record, std::move(draining).on(ParkSettled{*idle}));
+    parked_.insert({record.as<Parked>().deadline(), record.id});
+    return;
+  }
   become(record, std::move(record.as<Draining>()).on(Settled{*idle}));
   drop(record);
 }

@@ -24,6 +24,15 @@ void Scheduler::stop(Record& record, FinishReason reason, std::vector<RequestId>
   settle(record);
 }
 
+// What ends a park.
+template <class Event>
+void Scheduler::unpark(Record& record, Event&& event) {
+  Parked& parked = record.as<Parked>();
+  parked_.erase({parked.deadline(), record.id});
+  become(record, std::move(parked).on(std::forward<Event>(event)));
+  drop(record);
+}
+
 template <class S>
 void Scheduler::retract(Record& record) {
   next_.retracted.push_back(record.id);

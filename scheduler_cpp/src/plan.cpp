@@ -10,12 +10,16 @@ Step Scheduler::plan(Micros now) {
   ++plans_;
   expire(now_);
   budget_ = config_.max_step_tokens;
+  const std::size_t decodes = population_[kStateIndex<Decoding>];
+  draft_budget_ = budget_ - std::min(budget_, decodes);
   plan_decodes();
   chunk_budget_ =
       config_.role == Role::kDecode ? std::min(budget_, config_.max_chunk_tokens) : budget_;
   plan_chunks();
   plan_admissions();
+  plan_offloads();
   std::swap(next_.evicted_hashes, pool_.evicted());
+  for (const auto& side : side_pools_) side->take_evicted(next_.evicted_hashes);
   std::swap(next_, current_);
   next_.clear();
   if (!current_.rows.empty()) steps_.launch(plans_);
@@ -32,6 +36,17 @@ void Scheduler::expire(Micros now) {
     become(*record, std::move(record->as<Prefilled>()).on(HoldExpired{}));
     drop(*record);
   }
+  while (!parked_.empty() && parked_.begin()->first < now) demote(*find(parked_.begin()->second));
+}
+
+// The parked session that expires first gives way, request `but` only as the last one. False: none
+// is parked.
+bool Scheduler::demote_one(RequestId but) {
+  if (parked_.empty()) return false;
+  auto first = parked_.begin();
+  if (first->second == but && parked_.size() > 1) ++first;
+  demote(*find(first->second));
+  return true;
 }
 
 void Scheduler::plan_decodes() {
@@ -45,25 +60,57 @@ void Scheduler::plan_decodes() {
       continue;
     }
     if (record->as<Decoding>().needs_page() && !give_page(*record, i)) continue;
-    add_decode_row(*record);
+    if (!side_pools_.empty() && !give_window_page(*record)) continue;
+    const bool guesses = !record->as<Decoding>().draft().empty();
+    add_decode_row(*record, guesses ? reserve_draft(*record) : 0);
   }
 }
 
-// A page for the next token of the running request at `index`; the youngest make room. False: it
-// was itself the youngest, and is retracted.
+// A page for the next token of the running request at `index`; parked sessions make room, then the
+// youngest. False: it was itself the youngest, and is retracted.
 bool Scheduler::give_page(Record& record, std::size_t index) {
   std::optional<OwnedPage> page = pool_.allocate();
+  while (!page && demote_one(0)) page = pool_.allocate();
   while (!page) {
     Record* victim = youngest_after(index);
     retract_running(victim ? *victim : record);
     if (!victim) return false;
     page = pool_.allocate();
   }
-  Decoding& decoding = record.as<Decoding>();
-  next_.page_deltas.push_back(
-      {raw(decoding.slot()), static_cast<std::int32_t>(decoding.pages().size()), raw(page->id())});
-  decoding.grow(std::move(*page));
+  grow(record.as<Decoding>(), std::move(*page));
   return true;
+}
+
+void Scheduler::grow(Decoding& decoding, OwnedPage&& page) {
+  next_.page_deltas.push_back(
+      {raw(decoding.slot()), static_cast<std::int32_t>(decoding.pages().size()), raw(page.id())});
+  decoding.grow(std::move(page));
+}
+
+// How many guesses a row can carry. Nobody makes room for guesses: they take tokens that no decode
+// needs, and pages that are free or evictable while a page for every decode remains.
+std::size_t Scheduler::reserve_draft(Record& record) {
+  Decoding& decoding = record.as<Decoding>();
+  const Sequence& sequence = decoding.sequence();
+  const std::size_t useful = sequence.max_new_tokens - sequence.generated() - 1;
+  std::size_t drafted = std::min({decoding.draft().size(), useful, draft_budget_});
+  const std::size_t end = decoding.computed() + 1 + drafted;
+  while (decoding.capacity() < end && pool_.available() > population_[kStateIndex<Decoding>]) {
+    grow(decoding, *pool_.allocate());
+  }
+  drafted = std::min(drafted, decoding.capacity() - decoding.computed() - 1);
+  draft_budget_ -= drafted;
+  return drafted;
+}
+
+// The same in the window groups.
+bool Scheduler::give_window_page(Record& record) {
+  Decoding& decoding = record.as<Decoding>();
+  if (give_side_pages(record, decoding.sides(), decoding.slot(), decoding.computed(), 1)) {
+    return true;
+  }
+  retract_running(record);
+  return false;
 }
 
 // Rows are planned oldest first, so whoever stands after `index` has none in this step yet.
@@ -75,15 +122,19 @@ Record* Scheduler::youngest_after(std::size_t index) const {
   return nullptr;
 }
 
-void Scheduler::add_decode_row(Record& record) {
-  const Decoding& decoding = record.as<Decoding>();
-  next_.rows.push_back({raw(decoding.slot()), 1, static_cast<std::int32_t>(decoding.computed()), 1,
+void Scheduler::add_decode_row(Record& record, std::size_t drafted) {
+  Decoding& decoding = record.as<Decoding>();
+  const auto tokens = static_cast<std::int32_t>(1 + drafted);
+  next_.rows.push_back({raw(decoding.slot()), tokens,
+                        static_cast<std::int32_t>(decoding.computed()), tokens,
                         static_cast<std::int32_t>(next_.token_ids.size()), RowKind::kDecode});
   next_.requests.push_back(record.id);
   next_.token_ids.push_back(decoding.last_token());
+  for (const Token guess : decoding.draft().first(drafted)) next_.token_ids.push_back(guess);
   ++next_.sampling_rows;
-  steps_.spare().rows.emplace_back(record, 1, true);
-  --budget_;
+  if (snapshot_interval_) add_state_row(decoding.sides(), decoding.computed(), 1, !record.claims());
+  steps_.spare().rows.emplace_back(record, tokens, true, drafted);
+  budget_ -= 1 + drafted;
 }
 
 std::size_t Scheduler::chunk_limit() const {
@@ -93,13 +144,18 @@ std::size_t Scheduler::chunk_limit() const {
 void Scheduler::plan_chunks() {
   for (Record* record : prefilling_) {
     if (chunk_limit() == 0) return;
-    add_chunk_row(*record);
+    if (record->is<Prefilling>()) add_chunk_row(*record);  // else retracted a moment ago
   }
 }
 
 void Scheduler::add_chunk_row(Record& record) {
-  const Prefilling& prefilling = record.as<Prefilling>();
-  const std::size_t chunk = std::min(prefilling.remaining(), chunk_limit());
+  Prefilling& prefilling = record.as<Prefilling>();
+  std::size_t chunk = std::min(prefilling.remaining(), chunk_limit());
+  if (!side_pools_.empty()) {
+    chunk = give_side_pages(record, prefilling.sides(), prefilling.slot(), prefilling.computed(),
+                            chunk);
+    if (chunk == 0) return;  // those who hold the pages go on
+  }
   const bool samples = chunk == prefilling.remaining();
   const std::span<const Token> tokens = prefilling.sequence().tokens.all();
   const auto from = tokens.begin() + static_cast<std::ptrdiff_t>(prefilling.computed());
@@ -109,6 +165,9 @@ void Scheduler::add_chunk_row(Record& record) {
   next_.requests.push_back(record.id);
   next_.token_ids.insert(next_.token_ids.end(), from, from + static_cast<std::ptrdiff_t>(chunk));
   next_.sampling_rows += samples;
+  if (snapshot_interval_) {
+    add_state_row(prefilling.sides(), prefilling.computed(), chunk, !record.claims());
+  }
   steps_.spare().rows.emplace_back(record, static_cast<std::uint32_t>(chunk), samples);
   budget_ -= chunk;
   chunk_budget_ -= chunk;

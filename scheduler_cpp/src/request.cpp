@@ -7,15 +7,11 @@ namespace baton {
 // ---------------------------------------------------------------- Queued
 
 Fetching Queued::on(AdmittedToFetch&& event) && {
-  const std::size_t wanted =
-      sequence_->goal == Goal::kAwait
-          ? event.pages.size()
-          : std::min(sequence_->fetch_pages, (sequence_->tokens.size() - 1) / sequence_->page_size);
-  return Fetching(std::move(sequence_), std::move(event), wanted);
+  return Fetching(std::move(sequence_), std::move(event));
 }
 
 Prefilling Queued::on(AdmittedToCompute&& event) && {
-  const std::size_t computed = event.pages.sealed() * sequence_->page_size;
+  const std::size_t computed = event.pages.sealed() * sequence_->page_size + event.copied_tokens;
   return Prefilling(std::move(sequence_), std::move(event.slot), std::move(event.pages), computed);
 }
 
@@ -105,6 +101,10 @@ Draining Decoding::on(Stopped) && {
   return Draining(std::move(slot_), std::move(pages_), std::nullopt);
 }
 
+Draining Decoding::on(TurnParked event) && {
+  return Draining(std::move(slot_), std::move(pages_), std::move(sequence_), event.deadline);
+}
+
 Retracted Decoding::on(Retract) && {
   Decoding over = std::move(*this);
   return Retracted(std::move(over.sequence_));
@@ -115,10 +115,31 @@ Draining Decoding::on(Cancelled) && {
   return Draining(std::move(slot_), std::move(pages_), std::nullopt);
 }
 
+// ---------------------------------------------------------------- Parked
+
+Finished Parked::on(Resumed) && {
+  let_go(std::move(sequence_), std::move(pages_));
+  return Finished();
+}
+
+Finished Parked::on(Demoted) && {
+  let_go(std::move(sequence_), std::move(pages_));
+  return Finished();
+}
+
+Finished Parked::on(Cancelled) && {
+  let_go(std::move(sequence_), std::move(pages_));
+  return Finished();
+}
+
 // ---------------------------------------------------------------- Retracted, Draining
 
+Fetching Retracted::on(AdmittedToFetch&& event) && {
+  return Fetching(std::move(sequence_), std::move(event));
+}
+
 Prefilling Retracted::on(AdmittedToCompute&& event) && {
-  const std::size_t computed = event.pages.sealed() * sequence_->page_size;
+  const std::size_t computed = event.pages.sealed() * sequence_->page_size + event.copied_tokens;
   return Prefilling(std::move(sequence_), std::move(event.slot), std::move(event.pages), computed);
 }
 
@@ -130,6 +151,16 @@ Finished Retracted::on(Cancelled) && {
 Finished Draining::on(Settled) && {
   const Draining over = std::move(*this);
   return Finished();
+}
+
+Parked Draining::on(ParkSettled) && {
+  const Slot over = std::move(slot_);
+  // Its last token was never fed back. Pages behind those that hold something are not kept.
+  const std::size_t written = parking_->tokens.size() - 1;
+  pages_.shrink_to(pages_for(written, parking_->page_size));
+  while (pages_.owned() > 0) pages_.freeze_next();
+  pages_.sides().freeze(written, parking_->page_size);
+  return Parked(std::move(parking_), std::move(pages_), park_deadline_);
 }
 
 }  // namespace baton

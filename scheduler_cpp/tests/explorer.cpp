@@ -36,6 +36,21 @@ Script script(std::initializer_list<Token> prompt, std::size_t max_new, Goal goa
   return s;
 }
 
+Script parked(Script s) {
+  s.park_us = 10;
+  return s;
+}
+
+Script resumed(Script s, std::size_t parent) {
+  s.resumes = parent;
+  return s;
+}
+
+Script forked(Script s, std::size_t parent) {
+  s.fork_of = parent;
+  return s;
+}
+
 std::vector<Named> configurations() {
   const Goal generate = Goal::kGenerate, hand_over = Goal::kHandOver, await = Goal::kAwait;
   std::vector<Named> all;
@@ -55,10 +70,53 @@ std::vector<Named> configurations() {
                  {small_config(6, 3, 1, Role::kFused),
                   {script({0, 0, 1, 1, 2}, 2, generate, 2), script({0, 0, 1, 1}, 1, hand_over, 2),
                    script({0, 0, 1, 1, 2}, 2, await)}}});
+  all.push_back(
+      {"parked sessions: 4 requests, 5 pages",
+       {small_config(5, 2, 2, Role::kDecode),
+        {parked(script({0, 0, 1}, 2, generate)), parked(resumed(script({1}, 2, generate), 1)),
+         parked(script({0, 1}, 3, await)), script({1, 1, 1}, 3, generate)}}});
+  all.push_back({"forks: 4 requests, 6 pages",
+                 {small_config(6, 3, 2, Role::kFused),
+                  {parked(script({0, 0, 1}, 3, generate)), forked(script({}, 2, generate), 1),
+                   forked(script({1}, 2, hand_over), 1), forked(script({2}, 2, generate), 3)}}});
+  Config guessing = small_config(5, 2, 4, Role::kDecode);
+  guessing.max_draft_tokens = 3;
+  all.push_back({"guesses: 3 requests, 5 pages",
+                 {guessing,
+                  {script({0, 0}, 5, generate), forked(script({1}, 4, generate), 1),
+                   parked(script({1, 1}, 5, generate))}}});
   all.push_back({"everything at once: 4 requests, 4 pages",
                  {small_config(4, 2, 1, Role::kFused),
                   {script({0, 0, 0}, 3, generate), script({0, 0}, 2, await),
                    script({0, 0, 0}, 1, hand_over), script({1}, 3, generate, 1)}}});
+  const auto beside = [](Config config, std::vector<SideGroup> groups) {
+    config.side_groups = std::move(groups);
+    return config;
+  };
+  const auto with_host = [](Config config, std::size_t pages) {
+    config.host_pages = pages;
+    return config;
+  };
+  all.push_back({"a host tier: 3 requests, 5 pages",
+                 {with_host(small_config(5, 2, 2, Role::kFused), 3),
+                  {script({0, 0, 1, 1, 2}, 2, generate), script({0, 0, 1, 1, 2}, 3, generate),
+                   script({1, 1, 1, 1}, 2, generate)}}});
+  all.push_back({"a scarce host tier, fetches and retractions",
+                 {with_host(small_config(4, 2, 2, Role::kDecode), 2),
+                  {script({0, 0, 1}, 4, await), script({0, 0, 1, 1, 2}, 2, generate, 2),
+                   script({1, 1}, 4, generate)}}});
+  all.push_back({"a window beside full attention: 3 requests",
+                 {beside(small_config(6, 3, 3, Role::kFused), {window(3, 3)}),
+                  {script({0, 0, 1, 1, 2}, 3, generate), script({0, 0, 1, 1}, 2, generate),
+                   script({0, 0, 1, 1, 2}, 1, hand_over)}}});
+  all.push_back({"snapshots beside full attention: 3 requests",
+                 {beside(small_config(6, 3, 3, Role::kFused), {state(2, 4)}),
+                  {script({0, 0, 1, 1, 2}, 3, generate), script({0, 0, 1}, 3, generate),
+                   script({0, 0, 1, 1, 2}, 1, hand_over)}}});
+  all.push_back({"window and snapshots, both scarce: 3 requests",
+                 {beside(small_config(5, 2, 4, Role::kDecode), {window(2, 2), state(4, 2)}),
+                  {script({0, 0, 1, 1, 2}, 4, generate), script({0, 0, 1, 1, 2}, 3, generate),
+                   script({0, 1}, 4, generate)}}});
   return all;
 }
 

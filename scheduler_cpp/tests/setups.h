@@ -7,6 +7,13 @@
 
 namespace baton::world {
 
+inline SideGroup window(std::size_t tokens, std::size_t pages) {
+  return {Retention::kWindow, tokens, pages};
+}
+inline SideGroup state(std::size_t every, std::size_t pages) {
+  return {Retention::kState, every, pages};
+}
+
 inline Config small_config(std::size_t pages, std::size_t running, std::size_t chunk, Role role) {
   Config config;
   config.role = role;
@@ -45,6 +52,19 @@ inline Setup random_setup(Random& random) {
       small_config(pages, running, 1 + random.below(6), static_cast<Role>(random.below(3)));
   setup.config.page_size = 1 + random.below(3);
   setup.max_leases = 1 + random.below(3);
+  const bool beside = random.below(2) == 0;  // groups beside full attention
+  while (beside && setup.config.side_groups.size() < 2 && random.below(3)) {
+    SideGroup group;
+    group.keeps = random.below(2) ? Retention::kState : Retention::kWindow;
+    group.tokens = group.keeps == Retention::kState ? setup.config.page_size * (1 + random.below(3))
+                                                    : 1 + random.below(9);
+    group.pages = group.least_pages(setup.config.page_size) + random.below(6);
+    setup.config.side_groups.push_back(group);
+  }
+  if (setup.config.side_groups.empty() && random.below(2)) {
+    setup.config.host_pages = 1 + random.below(8);
+  }
+  if (!beside && random.below(3) == 0) setup.config.max_draft_tokens = 1 + random.below(4);
   const std::size_t requests = 2 + random.below(6);
   for (std::size_t i = 0; i < requests; ++i) {
     Script script;
@@ -54,10 +74,17 @@ inline Setup random_setup(Random& random) {
       script.prompt.push_back(static_cast<Token>(t < 6 ? family : random.below(3)));
     }
     script.max_new_tokens = 1 + random.below(8);
-    script.goal = static_cast<Goal>(random.below(3));
+    script.goal = static_cast<Goal>(random.below(setup.config.side_groups.empty() ? 3 : 2));
     script.fetch_pages = random.below(3) ? 0 : random.below(6);
+    if (!setup.config.side_groups.empty()) script.fetch_pages = 0;
     script.tenant = random.below(6) ? 0 : 1;
     script.priority = random.below(4) ? 0 : static_cast<std::int32_t>(random.below(3)) - 1;
+    script.park_us = random.below(3) ? 0 : 10;
+    if (i > 0 && random.below(2) == 0) {
+      (random.below(2) ? script.resumes : script.fork_of) = 1 + random.below(i);
+      script.tenant = setup.scripts[script.parent() - 1].tenant;
+      script.prompt.resize(random.below(3));
+    }
     setup.scripts.push_back(std::move(script));
   }
   return setup;

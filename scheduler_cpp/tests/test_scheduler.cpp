@@ -28,7 +28,12 @@ struct Fixture {
 
   Admission submit(RequestId id, std::vector<Token> prompt, std::size_t max_new = 4,
                    Goal goal = Goal::kGenerate, SipKey key = kKey, std::int32_t priority = 0) {
-    return scheduler.submit({id, prompt, max_new, key, goal, 0, priority});
+    return scheduler.submit({id, prompt, max_new, key, goal, 0, {.priority = priority}});
+  }
+
+  Admission submit_on(const Terms& terms, RequestId id, std::vector<Token> prompt,
+                      std::size_t max_new = 4) {
+    return scheduler.submit({id, prompt, max_new, kKey, Goal::kGenerate, 0, terms});
   }
 
   // Plans and completes one step; the requests of its rows.
@@ -38,6 +43,7 @@ struct Fixture {
     const std::vector<RequestId> requests = plan.requests;
     retracted = plan.retracted;
     admitted = plan.admitted_requests;
+    demoted = plan.demoted_requests;
     const std::vector<Token> tokens(plan.sampling_rows, 1);
     const std::vector<std::uint8_t> flags(plan.sampling_rows, flag);
     CHECK(
@@ -48,7 +54,7 @@ struct Fixture {
 
   Scheduler scheduler;
   Micros now = 0;
-  std::vector<RequestId> retracted, admitted;
+  std::vector<RequestId> retracted, admitted, demoted;
 };
 
 std::vector<Token> counting(std::size_t n, Token from = 0) {
@@ -227,4 +233,345 @@ TEST(priority_goes_first_and_is_retracted_last) {
   }
   CHECK(f.scheduler.stats().retractions > 0);
   CHECK_EQ(f.scheduler.stats().generated_tokens, 60);
+}
+
+// ---------------------------------------------------------------- parked sessions
+
+TEST(a_parked_turn_keeps_its_pages_until_the_deadline) {
+  Fixture f(config_of(8, 2, 16));
+  f.submit_on({.park_us = 50}, 1, counting(9), 2);
+  f.step();
+  f.step();
+  CHECK_EQ(f.scheduler.state_of(1), "Parked");
+  CHECK_EQ(f.scheduler.stats().parked, 1);
+  CHECK_EQ(f.scheduler.stats().referenced_pages, 3);  // the partial one too
+  f.now += 51;
+  f.step();
+  CHECK(f.scheduler.state_of(1).empty());
+  CHECK(f.demoted == std::vector<RequestId>{1});
+  CHECK_EQ(f.scheduler.stats().cached_pages, 2);  // still found, and evictable
+  CHECK_EQ(f.scheduler.stats().free_pages, 6);
+}
+
+TEST(a_renewed_park_lasts_longer) {
+  Fixture f(config_of(8, 2, 16));
+  f.submit_on({.park_us = 50}, 1, counting(9), 1);
+  f.step();
+  CHECK_EQ(f.scheduler.renew_park(1, 500), Reply::kAccepted);
+  f.now = 400;
+  f.step();
+  CHECK_EQ(f.scheduler.state_of(1), "Parked");
+  f.now = 500;
+  f.step();
+  CHECK(f.scheduler.state_of(1).empty());
+  CHECK_EQ(f.scheduler.renew_park(1, 900), Reply::kIgnored);
+}
+
+TEST(the_next_request_of_a_session_takes_its_park_over) {
+  Fixture f(config_of(8, 2, 16));
+  f.submit_on({.park_us = 50}, 1, counting(9), 1);
+  f.step();
+  f.submit_on({.resumes = 1}, 2, counting(14), 1);
+  CHECK_EQ(f.scheduler.state_of(1), "Parked");
+  f.step();
+  CHECK(f.scheduler.state_of(1).empty());
+  CHECK(f.demoted.empty());
+  CHECK_EQ(f.scheduler.stats().reused_tokens, 9);  // two pages, and a copy of the partial one
+}
+
+TEST(cancelling_ends_a_park) {
+  Fixture f(config_of(8, 2, 16));
+  f.submit_on({.park_us = 50}, 1, counting(9), 1);
+  f.step();
+  CHECK_EQ(f.scheduler.cancel(1), Reply::kAccepted);
+  CHECK_EQ(f.scheduler.cancel(1), Reply::kIgnored);
+  CHECK_EQ(f.scheduler.stats().referenced_pages, 0);
+}
+
+TEST(parked_sessions_give_way_before_anybody_running_does) {
+  Fixture f(config_of(8, 4, 32));
+  f.submit_on({.park_us = 1000}, 1, counting(12, 500), 1);
+  f.step();
+  f.submit_on({.park_us = 500}, 2, counting(8, 900), 1);
+  f.step();
+  CHECK_EQ(f.scheduler.stats().referenced_pages, 5);
+  f.submit(3, counting(7), 20);  // grows to 7 pages
+  std::vector<RequestId> gave_way;
+  for (int i = 0; i < 20; ++i) {
+    f.step();
+    gave_way.insert(gave_way.end(), f.demoted.begin(), f.demoted.end());
+  }
+  CHECK(gave_way == std::vector<RequestId>({2, 1}));  // first who would have expired first
+  CHECK_EQ(f.scheduler.stats().retractions, 0);
+  CHECK_EQ(f.scheduler.stats().generated_tokens, 22);
+}
+
+TEST(parked_sessions_do_not_block_an_admission_when_nothing_runs) {
+  Fixture f(config_of(8, 4, 32));
+  f.submit_on({.park_us = 1000}, 1, counting(23, 500), 1);
+  f.step();
+  f.submit(2, counting(20), 1);
+  f.step();
+  CHECK(f.demoted == std::vector<RequestId>{1});
+  CHECK_EQ(f.scheduler.stats().generated_tokens, 2);
+}
+
+TEST(admission_waits_for_those_who_run_before_it_takes_parked_pages) {
+  Fixture f(config_of(8, 4, 32));
+  f.submit_on({.park_us = 1000}, 1, counting(16, 500), 1);
+  f.step();
+  f.submit(2, counting(7), 6);
+  f.step();
+  f.submit(3, counting(16, 100), 1);
+  f.step();
+  CHECK_EQ(f.scheduler.state_of(3), "Queued");
+  CHECK_EQ(f.scheduler.state_of(1), "Parked");
+  for (int i = 0; i < 8; ++i) f.step();
+  CHECK(f.scheduler.state_of(3).empty());
+}
+
+TEST(a_poisoned_turn_is_not_parked) {
+  Fixture f(config_of(8, 2, 16));
+  f.submit_on({.park_us = 50}, 1, counting(9), 3);
+  f.step(2);
+  CHECK(f.scheduler.state_of(1).empty());
+  CHECK_EQ(f.scheduler.stats().free_pages, 8);
+}
+
+// ---------------------------------------------------------------- forks
+
+TEST(a_fork_shares_full_pages_and_copies_the_partial_one) {
+  Fixture f(config_of(16, 4, 16));
+  f.submit(1, counting(10), 8);
+  f.step();
+  f.step();  // 11 tokens in KV, the 12th sampled
+  std::vector<Token> tokens = counting(10);
+  tokens.insert(tokens.end(), {1, 1});
+  f.submit_on({.fork_of = 1}, 2, tokens);
+  Step step = f.scheduler.plan(9);
+  const Plan& plan = step.plan();
+  CHECK_EQ(plan.copies.size(), 1);
+  const auto parent = f.scheduler.pages_of(1), child = f.scheduler.pages_of(2);
+  CHECK_EQ(parent[0], child[0]);
+  CHECK_EQ(parent[1], child[1]);
+  CHECK(parent[2] != child[2]);
+  CHECK_EQ(raw(plan.copies[0].source), parent[2]);
+  CHECK_EQ(raw(plan.copies[0].target), child[2]);
+  CHECK_EQ(plan.admitted[0].reused_tokens, 11);
+  CHECK_EQ(plan.rows[1].context_tokens, 11);
+  CHECK_EQ(plan.rows[1].query_tokens, 1);
+  CHECK_EQ(plan.rows[1].samples, 1);
+  CHECK(!f.scheduler.abandon(step));
+}
+
+TEST(a_fork_may_part_within_a_shared_page) {
+  Fixture f(config_of(16, 4, 16));
+  f.submit(1, counting(8), 8);
+  f.step();
+  f.submit_on({.fork_of = 1}, 2, {0, 1, 2, 3, 4, 5, 99, 98, 97});
+  Step step = f.scheduler.plan(9);
+  CHECK_EQ(step.plan().copies.size(), 1);
+  CHECK_EQ(raw(step.plan().copies[0].source), f.scheduler.pages_of(1)[1]);
+  CHECK_EQ(step.plan().admitted[0].reused_tokens, 6);
+  CHECK(!f.scheduler.abandon(step));
+}
+
+TEST(a_fork_shares_a_page_that_the_last_turn_filled) {
+  Config config = config_of(16, 4, 16);
+  config.max_step_tokens = 4;
+  config.max_running = 1;
+  Fixture f(config);
+  f.submit_on({.park_us = 50}, 1, {0, 1, 2}, 2);
+  f.step();
+  f.step();
+  CHECK_EQ(f.scheduler.state_of(1), "Parked");
+  f.submit_on({.fork_of = 1}, 2, {0, 1, 2, 1, 7, 8});
+  Step step = f.scheduler.plan(f.now);
+  CHECK_EQ(step.plan().copies.size(), 0);  // its only page is full, hence shared
+  f.scheduler.cancel(1);
+  CHECK_EQ(f.scheduler.stats().referenced_pages, 1);
+  CHECK(!f.scheduler.abandon(step));
+}
+
+TEST(a_cancelled_parents_partial_page_waits_for_the_copy) {
+  Fixture f(config_of(16, 4, 16));
+  f.submit_on({.park_us = 50}, 1, counting(6), 1);
+  f.step();
+  f.submit_on({.fork_of = 1}, 2, counting(9));
+  Step step = f.scheduler.plan(f.now);
+  CHECK_EQ(step.plan().copies.size(), 1);
+  CHECK_EQ(f.scheduler.cancel(1), Reply::kAccepted);
+  CHECK_EQ(f.scheduler.stats().free_pages, 12);  // one shared, two of the child, the source
+  CHECK_EQ(f.scheduler.check_invariants(), std::string());
+  const std::vector<Token> token = {3};
+  const std::vector<std::uint8_t> flag = {0};
+  CHECK(std::holds_alternative<const Completion*>(f.scheduler.complete(step, token, flag, 2)));
+  CHECK_EQ(f.scheduler.stats().free_pages, 13);
+}
+
+TEST(a_decoding_parent_that_is_cancelled_drains_until_its_page_is_copied) {
+  Config config = config_of(16, 4, 8);
+  Fixture f(config);
+  f.submit(1, counting(6), 8);
+  f.step();
+  f.submit_on({.fork_of = 1}, 2, counting(9));
+  Step step = f.scheduler.plan(f.now);
+  CHECK_EQ(f.scheduler.cancel(1), Reply::kAccepted);
+  CHECK_EQ(f.scheduler.state_of(1), "Draining");
+  CHECK(!f.scheduler.abandon(step));
+  CHECK(f.scheduler.state_of(1).empty());
+  CHECK_EQ(f.scheduler.check_invariants(), std::string());
+}
+
+TEST(a_fork_of_a_parked_session_leaves_it_parked) {
+  Fixture f(config_of(16, 4, 16));
+  f.submit_on({.park_us = 50}, 1, counting(9), 1);
+  f.step();
+  for (RequestId child = 2; child <= 4; ++child)
+    f.submit_on({.fork_of = 1}, child, counting(11), 1);
+  f.step();
+  CHECK_EQ(f.scheduler.state_of(1), "Parked");
+  CHECK_EQ(f.scheduler.stats().reused_tokens, 27);
+}
+
+TEST(a_fork_whose_parent_is_gone_computes_what_is_not_cached) {
+  Fixture f(config_of(16, 4, 16));
+  f.submit(1, counting(9), 1);
+  f.step();
+  f.submit_on({.fork_of = 1}, 2, counting(11), 1);
+  f.step();
+  CHECK_EQ(f.scheduler.stats().reused_tokens, 8);
+}
+
+TEST(nobody_forks_another_tenants_request) {
+  Fixture f(config_of(16, 4, 16));
+  f.submit_on({.park_us = 50}, 1, counting(9), 1);
+  f.step();
+  for (const Terms& terms : {Terms{.resumes = 1}, Terms{.fork_of = 1}}) {
+    const std::vector<Token> tokens = counting(11);
+    CHECK_EQ(f.scheduler.submit({2, tokens, 1, {9, 9}, Goal::kGenerate, 0, terms}),
+             Admission::kForeign);
+  }
+}
+
+// ---------------------------------------------------------------- guesses
+
+namespace {
+
+struct Guessing : Fixture {
+  explicit Guessing(std::size_t pages = 16, std::size_t step_tokens = 16)
+      : Fixture([&] {
+          Config config = config_of(pages, 4, step_tokens);
+          config.max_draft_tokens = 8;
+          return config;
+        }()) {}
+
+  // Completes the step with so many tokens for its only row: the guesses, then 7.
+  std::variant<const Completion*, Refusal> verify(Step& step, std::vector<Token> tokens) {
+    const std::vector<std::uint8_t> flags = {0};
+    const std::vector<std::int32_t> accepted = {static_cast<std::int32_t>(tokens.size())};
+    return scheduler.complete(step, tokens, flags, now, accepted);
+  }
+};
+
+}  // namespace
+
+TEST(guesses_are_fed_in_one_row_on_pages_reserved_before) {
+  Guessing f;
+  f.submit(1, counting(3), 20);
+  f.step();
+  CHECK_EQ(f.scheduler.draft(1, 4, std::vector<Token>{5, 6, 8}), Reply::kAccepted);
+  Step step = f.scheduler.plan(++f.now);
+  const Row row = step.plan().rows[0];
+  CHECK_EQ(row.query_tokens, 4);
+  CHECK_EQ(row.samples, 4);
+  CHECK(step.plan().token_ids == std::vector<Token>({1, 5, 6, 8}));
+  CHECK_EQ(f.scheduler.pages_of(1).size(), 2);  // tokens 0..6
+  CHECK(std::holds_alternative<const Completion*>(f.verify(step, {5, 6, 7})));
+  CHECK_EQ(f.scheduler.stats().generated_tokens, 4);
+  CHECK_EQ(f.scheduler.check_invariants(), std::string());
+  Step next = f.scheduler.plan(++f.now);
+  CHECK_EQ(next.plan().rows[0].context_tokens, 6);
+  CHECK_EQ(next.plan().rows[0].query_tokens, 1);
+  CHECK_EQ(next.plan().token_ids[0], 7);
+  CHECK(!f.scheduler.abandon(next));
+}
+
+TEST(pages_of_guesses_that_fail_stay_with_their_request_unsealed) {
+  Guessing f;
+  f.submit(1, counting(3), 20);
+  f.step();
+  (void)f.scheduler.draft(1, 4, std::vector<Token>{5, 6, 8, 9, 9, 9});
+  Step step = f.scheduler.plan(++f.now);
+  CHECK_EQ(f.scheduler.pages_of(1).size(), 3);
+  const auto outcome = f.verify(step, {7});
+  CHECK_EQ(std::get<const Completion*>(outcome)->sealed_pages.size(), 1);  // the prompt's own token
+  CHECK_EQ(f.scheduler.pages_of(1).size(), 3);
+  CHECK_EQ(f.scheduler.stats().owned_pages, 2);
+  for (int i = 0; i < 30; ++i) f.step();
+  CHECK_EQ(f.scheduler.stats().owned_pages + f.scheduler.stats().referenced_pages, 0);
+}
+
+TEST(a_completion_cannot_accept_what_was_not_reserved_or_not_fed) {
+  Guessing f;
+  f.submit(1, counting(3), 20);
+  f.step();
+  (void)f.scheduler.draft(1, 4, std::vector<Token>{5, 6});
+  Step step = f.scheduler.plan(++f.now);
+  const auto why = [&](std::vector<Token> tokens) {
+    const auto outcome = f.verify(step, std::move(tokens));
+    return std::get<Refusal>(outcome).misuse;
+  };
+  CHECK_EQ(why({5, 6, 7, 7}), Misuse::kAccepted);
+  CHECK_EQ(why({}), Misuse::kAccepted);
+  CHECK_EQ(why({6, 7}), Misuse::kNotDrafted);
+  CHECK_EQ(why({5, -1}), Misuse::kToken);
+  CHECK(std::holds_alternative<const Completion*>(f.verify(step, {5, 6, 7})));
+}
+
+TEST(a_prompts_row_brings_one_token) {
+  Guessing f;
+  f.submit(1, counting(3), 20);
+  Step step = f.scheduler.plan(++f.now);
+  const auto outcome = f.verify(step, {5, 6});
+  CHECK_EQ(std::get<Refusal>(outcome).misuse, Misuse::kAccepted);
+  CHECK(!f.scheduler.abandon(step));
+}
+
+TEST(drafts_are_answered_by_where_the_request_stands) {
+  Guessing f;
+  CHECK_EQ(f.scheduler.draft(1, 4, std::vector<Token>{5}), Reply::kIgnored);
+  f.submit(1, counting(3), 20);
+  CHECK_EQ(f.scheduler.draft(1, 4, std::vector<Token>{5}), Reply::kRejected);
+  f.step();
+  CHECK_EQ(f.scheduler.draft(1, 3, std::vector<Token>{5}), Reply::kIgnored);
+  CHECK_EQ(f.scheduler.draft(1, 5, std::vector<Token>{5}), Reply::kRejected);
+  CHECK_EQ(f.scheduler.draft(1, 4, std::vector<Token>(9, 5)), Reply::kRejected);
+  Step step = f.scheduler.plan(++f.now);
+  CHECK_EQ(f.scheduler.draft(1, 4, std::vector<Token>{5}), Reply::kRejected);
+  CHECK(!f.scheduler.abandon(step));
+}
+
+TEST(guesses_never_exceed_the_limit_of_the_request) {
+  Guessing f;
+  f.submit(1, counting(3), 3);
+  f.step();
+  (void)f.scheduler.draft(1, 4, std::vector<Token>{5, 6, 8, 9});
+  Step step = f.scheduler.plan(++f.now);
+  CHECK_EQ(step.plan().rows[0].query_tokens, 2);
+  const auto outcome = f.verify(step, {5, 6});
+  CHECK(std::get<const Completion*>(outcome)->finished_requests == std::vector<RequestId>{1});
+}
+
+TEST(nobody_makes_room_for_guesses) {
+  Guessing f(4, 16);
+  f.submit(1, counting(7), 6);
+  f.submit(2, counting(3, 50), 4);
+  f.step();
+  (void)f.scheduler.draft(1, 8, std::vector<Token>(8, 5));
+  Step step = f.scheduler.plan(++f.now);
+  CHECK_EQ(step.plan().rows.size(), 2);
+  CHECK_EQ(step.plan().retracted.size(), 0);
+  CHECK_EQ(step.plan().rows[0].query_tokens, 1);
+  CHECK(!f.scheduler.abandon(step));
 }

@@ -16,8 +16,9 @@ std::uint64_t mix(std::uint64_t a, std::uint64_t b) {
 
 std::string text(const Event& event) {
   static const char* const names[] = {
-      "submit",     "plan",  "complete", "abandon",     "cancel", "arrive", "fetch-done",
-      "fetch-lost", "grant", "release",  "handed-over", "tick",   "stray"};
+      "submit",     "plan",       "complete",     "abandon",      "cancel",      "arrive",
+      "fetch-done", "fetch-lost", "grant",        "release",      "handed-over", "renew-park",
+      "draft",      "tick",       "offload-done", "offload-lost", "stray"};
   return std::string(names[static_cast<int>(event.kind)]) + " " + std::to_string(event.a);
 }
 
@@ -25,9 +26,16 @@ World::World(const Setup& setup)
     : setup_(setup),
       scheduler_(setup.config),
       requests_(setup.scripts.size()),
-      tables_(setup.config.max_running),
-      contents_(setup.config.num_pages, std::vector<Tag>(setup.config.page_size, kGarbage)),
-      remote_writer_(setup.config.num_pages, -1) {}
+      tables_(scheduler_.groups(),
+              std::vector<std::vector<std::int32_t>>(setup.config.max_running)),
+      remote_writer_(setup.config.num_pages, -1) {
+  const std::vector<Tag> blank(setup.config.page_size, kGarbage);
+  host_contents_.assign(setup.config.host_pages, blank);
+  contents_.emplace_back(setup.config.num_pages, blank);
+  for (const SideGroup& group : setup.config.side_groups) {
+    contents_.emplace_back(group.pages, blank);
+  }
+}
 
 void World::fail(const std::string& what) {
   if (fault_.empty()) fault_ = what;
@@ -37,7 +45,7 @@ SipKey World::key(int request) const {
   return {setup_.scripts[static_cast<std::size_t>(request)].tenant, 7};
 }
 
-void World::append(Request& request, Token token, std::uint64_t tenant) {
+void World::append(Request& request, Token token, std::uint64_t tenant) const {
   const Tag before = request.tags.empty() ? mix(tenant, 99) : request.tags.back();
   request.tokens.push_back(token);
   request.tags.push_back(mix(before, static_cast<std::uint64_t>(token)));
@@ -48,6 +56,15 @@ Token World::next_token(const Request& request, std::size_t position) const {
   return static_cast<Token>(request.tags[position] >> 7 & 3);
 }
 
+bool World::is_parked(std::size_t request) const {
+  return scheduler_.state_of(request + 1) == "Parked";
+}
+
+bool World::has_parent(std::size_t request) const {
+  const std::size_t parent = setup_.scripts[request].parent();
+  return parent == 0 || requests_[parent - 1].submitted;
+}
+
 // ---------------------------------------------------------------- events
 
 bool World::is_enabled(Event event) const {
@@ -55,7 +72,7 @@ bool World::is_enabled(Event event) const {
   const bool known = a < requests_.size();
   switch (event.kind) {
     case Kind::kSubmit:
-      return known && !requests_[a].submitted;
+      return known && !requests_[a].submitted && has_parent(a);
     case Kind::kPlan:
       return !step_;
     case Kind::kComplete:
@@ -63,7 +80,7 @@ bool World::is_enabled(Event event) const {
     case Kind::kAbandon:
       return step_.has_value();
     case Kind::kCancel:
-      return known && requests_[a].submitted && !requests_[a].over;
+      return known && requests_[a].submitted && (!requests_[a].over || is_parked(a));
     case Kind::kArrive: {
       const auto fetch = fetches_.find(event.a);
       return fetch != fetches_.end() && fetch->second.arrived < fetch->second.pages.size();
@@ -75,13 +92,23 @@ bool World::is_enabled(Event event) const {
     case Kind::kFetchLost:
       return fetches_.contains(event.a);
     case Kind::kGrant:
-      return known && requests_[a].submitted && leases_.size() < setup_.max_leases;
+      return a / requests_.size() < scheduler_.groups() &&
+             requests_[a % requests_.size()].submitted && leases_.size() < setup_.max_leases;
     case Kind::kRelease:
       return a < leases_.size();
     case Kind::kHandedOver:
       return known && scheduler_.state_of(a + 1) == "Prefilled";
+    case Kind::kRenewPark:
+      return known && is_parked(a);
+    case Kind::kDraft:
+      return known && !step_ && setup_.config.max_draft_tokens > 0 &&
+             scheduler_.state_of(a + 1) == "Decoding" && requests_[a].draft.empty();
     case Kind::kTick:
-      return event.a == 0 || !leases_.empty() || scheduler_.stats().prefilled > 0;
+      return event.a == 0 || !leases_.empty() || scheduler_.stats().prefilled > 0 ||
+             scheduler_.stats().parked > 0;
+    case Kind::kOffloadDone:
+    case Kind::kOffloadLost:
+      return a < offloads_.size();
     case Kind::kStray:
       return known && requests_[a].submitted && !fetches_.contains(event.a);
   }
@@ -105,12 +132,52 @@ std::vector<Event> World::enabled() const {
   offer(Kind::kArrive, n);
   offer(Kind::kFetchDone, n);
   offer(Kind::kFetchLost, n);
-  offer(Kind::kGrant, n);
+  offer(Kind::kGrant, n * scheduler_.groups());
   offer(Kind::kRelease, leases_.size());
   offer(Kind::kHandedOver, n);
+  offer(Kind::kRenewPark, n);
+  offer(Kind::kDraft, n);
   if (is_enabled({Kind::kTick, 1})) events.push_back({Kind::kTick, 1});
+  offer(Kind::kOffloadDone, offloads_.size());
+  offer(Kind::kOffloadLost, offloads_.size());
   offer(Kind::kStray, n);
   return events;
+}
+
+void World::do_submit(int a) {
+  Request& request = requests_[static_cast<std::size_t>(a)];
+  const Script& script = setup_.scripts[static_cast<std::size_t>(a)];
+  request.submitted = true;
+  if (const std::size_t parent = script.parent()) {
+    for (const Token token : requests_[parent - 1].tokens) {
+      append(request, token, script.tenant);
+    }
+  }
+  for (const Token token : script.prompt) append(request, token, script.tenant);
+  request.prompt = request.tokens.size();
+  const Terms terms{script.priority, script.park_us, script.resumes, script.fork_of};
+  const Admission admission =
+      scheduler_.submit({static_cast<RequestId>(a + 1), request.tokens, script.max_new_tokens,
+                         key(a), script.goal, script.fetch_pages, terms});
+  request.over = admission != Admission::kAccepted;
+}
+
+void World::do_draft(int a) {
+  Request& request = requests_[static_cast<std::size_t>(a)];
+  const std::size_t most = setup_.config.max_draft_tokens;
+  Request ahead = request;
+  for (std::size_t i = 0; i < most; ++i) {
+    const Token right = next_token(ahead, ahead.tokens.size() - 1);
+    request.draft.push_back(2 * i < most ? right : right ^ 1);
+    append(ahead, request.draft.back(), 0);
+  }
+  const std::size_t position = request.tokens.size();
+  const auto id = static_cast<RequestId>(a + 1);
+  if (scheduler_.draft(id, position + 1, request.draft) != Reply::kRejected ||
+      scheduler_.draft(id, position - 1, request.draft) != Reply::kIgnored ||
+      scheduler_.draft(id, position, request.draft) != Reply::kAccepted) {
+    fail("a draft was answered wrongly");
+  }
 }
 
 bool World::apply(Event event) {
@@ -118,17 +185,9 @@ bool World::apply(Event event) {
   const int a = event.a;
   const auto id = static_cast<RequestId>(a + 1);
   switch (event.kind) {
-    case Kind::kSubmit: {
-      Request& request = requests_[static_cast<std::size_t>(a)];
-      const Script& script = setup_.scripts[static_cast<std::size_t>(a)];
-      request.submitted = true;
-      for (const Token token : script.prompt) append(request, token, script.tenant);
-      const Admission admission =
-          scheduler_.submit({id, script.prompt, script.max_new_tokens, key(a), script.goal,
-                             script.fetch_pages, script.priority});
-      request.over = admission != Admission::kAccepted;
+    case Kind::kSubmit:
+      do_submit(a);
       break;
-    }
     case Kind::kPlan:
       do_plan();
       break;
@@ -161,8 +220,21 @@ bool World::apply(Event event) {
       if (scheduler_.handed_over(id) != Reply::kAccepted) fail("a hand-over was not accepted");
       requests_[static_cast<std::size_t>(a)].over = true;
       break;
+    case Kind::kRenewPark:
+      if (scheduler_.renew_park(id, now_ + setup_.scripts[static_cast<std::size_t>(a)].park_us) !=
+          Reply::kAccepted) {
+        fail("a park was not renewed");
+      }
+      break;
+    case Kind::kDraft:
+      do_draft(a);
+      break;
     case Kind::kTick:
       now_ += a ? kLongTime : 1;
+      break;
+    case Kind::kOffloadDone:
+    case Kind::kOffloadLost:
+      do_offload_end(static_cast<std::size_t>(a), event.kind == Kind::kOffloadDone);
       break;
     case Kind::kStray:
       do_stray(a);

@@ -24,6 +24,11 @@ struct Script {
   std::size_t fetch_pages = 0;
   std::uint64_t tenant = 0;
   std::int32_t priority = 0;
+  Micros park_us = 0;
+  // Number of the script (from 1) that this one goes on: its prompt follows that one's tokens.
+  std::size_t resumes = 0;
+  std::size_t fork_of = 0;  // the same, sharing
+  std::size_t parent() const { return resumes ? resumes : fork_of; }
 };
 
 struct Setup {
@@ -38,15 +43,19 @@ enum class Kind : std::uint8_t {
   kPlan,
   kComplete,  // a: 0 all rows go on, 1 the first sampling row finishes, 2 it is poisoned
   kAbandon,
-  kCancel,      // request a
-  kArrive,      // the next page of request a's fetch
-  kFetchDone,   // of request a, with a first token (if it may have one)
-  kFetchLost,   // of request a
-  kGrant,       // lease of request a's pages, tail included
-  kRelease,     // lease number a
-  kHandedOver,  // request a
-  kTick,        // time passes: a = 0 a little, 1 past every deadline
-  kStray,       // a late or duplicate event for request a: must change nothing it should not
+  kCancel,       // request a
+  kArrive,       // the next page of request a's fetch
+  kFetchDone,    // of request a, with a first token (if it may have one)
+  kFetchLost,    // of request a
+  kGrant,        // lease of request a's pages, tail included; a + n * g: in group g
+  kRelease,      // lease number a
+  kHandedOver,   // request a
+  kRenewPark,    // of request a
+  kDraft,        // for request a: guesses, of which the first half holds good
+  kTick,         // time passes: a = 0 a little, 1 past every deadline
+  kOffloadDone,  // offload number a
+  kOffloadLost,
+  kStray,  // a late or duplicate event for request a: must change nothing it should not
 };
 
 struct Event {
@@ -84,21 +93,41 @@ class World {
     bool over = false;
     std::vector<Token> tokens;
     std::vector<Tag> tags;  // of each token
+    std::size_t prompt = 0;
+    std::vector<Token> draft;  // guesses at what follows the tokens
     std::int32_t slot = -1;
     std::size_t emitted = 0;
+    bool awaited = false;  // its first token was asked of a prefill worker
   };
   struct Fetch {
-    std::vector<std::pair<std::int32_t, std::int32_t>> pages;  // index, target
+    struct Target {
+      std::int32_t index;
+      std::int32_t page;
+      std::int32_t host;  // page of the host tier that it is restored from, or -1
+    };
+    std::vector<Target> pages;
     std::size_t arrived = 0;
+    bool awaits = false;  // a first token comes with it
+  };
+  struct Offload {
+    OffloadId id;
+    OffloadPage pages;
+    std::vector<Tag> content;
   };
   struct LeaseSeen {
     LeaseId id;
     Micros deadline;
     std::vector<std::int32_t> pages;
     std::vector<std::vector<Tag>> contents;
+    std::size_t group;
   };
 
   bool is_enabled(Event event) const;
+  bool is_parked(std::size_t request) const;
+  bool has_parent(std::size_t request) const;
+  void do_submit(int request);
+  void do_draft(int request);
+  std::vector<Tag> fed_tags(const Row& row, const Request& request) const;
   void do_plan();
   void do_complete(int variant);
   void do_abandon();
@@ -108,24 +137,40 @@ class World {
   void do_release(std::size_t lease);
   void do_stray(int request);
   void take_plan();
+  void take_movements();
+  void do_offload_end(std::size_t offload, bool done);
   void check_reads(const char* when);
+  void take_side_plan();
+  void check_side_writers();
+  void check_side_reads(const char* when);
+  void write_sides(bool happened);
+  void check_side_seal(const Completion& completion, std::size_t entry);
+  const SideGroup& side(std::size_t group) const { return setup_.config.side_groups[group - 1]; }
+  std::vector<Tag>& content(std::size_t group, std::int32_t page) {
+    return contents_[group][static_cast<std::size_t>(page)];
+  }
+  std::int32_t page_at(std::size_t group, const Row& row, std::size_t position) const;
   void check_progress();
   void check_all();
   void fail(const std::string& what);
-  void append(Request& request, Token token, std::uint64_t tenant);
+  void append(Request& request, Token token, std::uint64_t tenant) const;
   Token next_token(const Request& request, std::size_t position) const;
   int script_of(RequestId request) const { return static_cast<int>(request) - 1; }
   SipKey key(int request) const;
-  std::int32_t page_at(const Row& row, std::size_t position) const;
+  std::int32_t page_at(const Row& row, std::size_t position) const {
+    return page_at(0, row, position);
+  }
 
   Setup setup_;
   Scheduler scheduler_;
   Micros now_ = 0;
   std::vector<Request> requests_;
-  std::vector<std::vector<std::int32_t>> tables_;  // the executor's page tables, by slot
-  std::vector<std::vector<Tag>> contents_;         // by page
+  std::vector<std::vector<std::vector<std::int32_t>>> tables_;  // page tables, by group and slot
+  std::vector<std::vector<std::vector<Tag>>> contents_;  // by group and page; one tag for a state
   std::vector<int> remote_writer_;  // by page: request whose fetch may write it, or -1
   std::map<int, Fetch> fetches_;
+  std::vector<Offload> offloads_;
+  std::vector<std::vector<Tag>> host_contents_;
   std::vector<LeaseSeen> leases_;
   std::optional<Step> step_;
   std::string fault_;

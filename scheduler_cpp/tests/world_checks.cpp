@@ -14,6 +14,12 @@ void World::check_all() {
       stats.total_pages) {
     return fail("pages are not conserved");
   }
+  for (std::size_t group = 0; group < scheduler_.groups(); ++group) {
+    const PoolStats pool = scheduler_.pool_stats(group);
+    if (pool.free + pool.cached + pool.owned + pool.referenced != pool.total) {
+      return fail("pages of group " + std::to_string(group) + " are not conserved");
+    }
+  }
   // A page under a remote write belongs to the request that asked for it, and to nobody else.
   for (std::size_t page = 0; page < remote_writer_.size(); ++page) {
     if (remote_writer_[page] < 0) continue;
@@ -28,7 +34,7 @@ void World::check_all() {
   }
   for (std::size_t a = 0; a < requests_.size(); ++a) {
     const auto state = scheduler_.state_of(a + 1);
-    const bool gone = state.empty() || state == "Draining";
+    const bool gone = state.empty() || state == "Draining" || state == "Parked";
     if (requests_[a].submitted && requests_[a].over != gone && state != "Prefilled" && !gone) {
       return fail("a request that is over still lives");
     }
@@ -49,13 +55,21 @@ void World::drain() {
     while (!fetches_.empty() && fault_.empty()) {
       apply({Kind::kFetchLost, static_cast<std::uint8_t>(fetches_.begin()->first)});
     }
+    while (!offloads_.empty() && fault_.empty()) apply({Kind::kOffloadDone, 0});
     while (!leases_.empty() && fault_.empty()) apply({Kind::kRelease, 0});
     now_ += kLongTime;
     apply({Kind::kPlan, 0});
     const Stats stats = scheduler_.stats();
-    if (stats.waiting + stats.running + stats.fetching + stats.prefilled + stats.draining == 0 &&
-        !step_) {
-      if (stats.free_pages + stats.cached_pages != stats.total_pages) fail("pages leaked");
+    if (stats.waiting + stats.running + stats.fetching + stats.prefilled + stats.parked +
+                stats.draining ==
+            0 &&
+        !step_ && offloads_.empty()) {
+      for (std::size_t group = 0; group < scheduler_.groups(); ++group) {
+        const PoolStats pool = scheduler_.pool_stats(group);
+        if (pool.free + pool.cached != pool.total) fail("pages leaked");
+      }
+      const PoolStats host = scheduler_.host_stats();
+      if (host.free + host.cached != host.total) fail("host pages leaked");
       return;
     }
   }
@@ -67,9 +81,11 @@ std::vector<std::uint64_t> World::fingerprint() const {
   for (std::size_t a = 0; a < requests_.size(); ++a) {
     const Request& request = requests_[a];
     print.push_back(request.submitted | request.over << 1 | request.emitted << 2);
+    print.push_back(request.draft.size());
     const auto fetch = fetches_.find(static_cast<int>(a));
     print.push_back(fetch == fetches_.end() ? 0 : fetch->second.arrived + 1);
   }
+  print.push_back(offloads_.size());
   for (const LeaseSeen& lease : leases_) {
     print.push_back(lease.deadline >= now_ ? static_cast<std::uint64_t>(lease.deadline - now_) + 1
                                            : 0);

@@ -7,12 +7,16 @@ namespace baton::world {
 
 void World::do_arrive(int a) {
   Fetch& fetch = fetches_[a];
-  const auto [index, page] = fetch.pages[fetch.arrived];
+  const auto [index, page, host] = fetch.pages[fetch.arrived];
   const Request& request = requests_[static_cast<std::size_t>(a)];
+  const std::size_t first = static_cast<std::size_t>(index) * setup_.config.page_size;
+  if (host >= 0) content(0, page) = host_contents_[static_cast<std::size_t>(host)];
   for (std::size_t i = 0; i < setup_.config.page_size; ++i) {
-    const std::size_t position = static_cast<std::size_t>(index) * setup_.config.page_size + i;
-    if (position >= setup_.scripts[static_cast<std::size_t>(a)].prompt.size()) break;
-    contents_[static_cast<std::size_t>(page)][i] = request.tags[position];
+    if (host >= 0) {
+      if (content(0, page)[i] != request.tags[first + i]) fail("another page was restored");
+    } else if (first + i < request.prompt) {
+      content(0, page)[i] = request.tags[first + i];
+    }
   }
   remote_writer_[static_cast<std::size_t>(page)] = -1;
   ++fetch.arrived;
@@ -25,16 +29,15 @@ void World::do_arrive(int a) {
 void World::do_fetch_end(int a, bool done) {
   Fetch fetch = std::move(fetches_[a]);
   fetches_.erase(a);
-  for (const auto& [index, page] : fetch.pages) {
-    int& writer = remote_writer_[static_cast<std::size_t>(page)];
+  for (const Fetch::Target& target : fetch.pages) {
+    int& writer = remote_writer_[static_cast<std::size_t>(target.page)];
     if (writer == a) writer = -1;
   }
   const auto id = static_cast<RequestId>(a + 1);
   Request& request = requests_[static_cast<std::size_t>(a)];
-  const bool awaits = setup_.scripts[static_cast<std::size_t>(a)].goal == Goal::kAwait;
   const bool fetching = scheduler_.state_of(id) == "Fetching";
   std::optional<Token> first;
-  if (done && awaits) first = next_token(request, request.tokens.size() - 1);
+  if (done && fetch.awaits) first = next_token(request, request.tokens.size() - 1);
   if (scheduler_.fetch_ended(id, first, false, now_) != Reply::kAccepted) {
     fail("the end of a fetch was not accepted");
   }
@@ -44,30 +47,37 @@ void World::do_fetch_end(int a, bool done) {
   }
 }
 
-void World::do_grant(int a) {
+void World::do_grant(int which) {
+  const int a = which % static_cast<int>(requests_.size());
+  const std::size_t group = static_cast<std::size_t>(which) / requests_.size();
   const Request& request = requests_[static_cast<std::size_t>(a)];
-  const std::size_t prompt = setup_.scripts[static_cast<std::size_t>(a)].prompt.size();
+  const std::size_t page_size = setup_.config.page_size;
+  const std::size_t prompt = request.prompt;
+  const bool state = group > 0 && side(group).keeps == Retention::kState;
+  const std::size_t first = group == 0 ? 0
+                            : state    ? (prompt - 1) / page_size
+                                       : side(group).first_needed(prompt, page_size);
   std::vector<Digest> identities;
   Digest parent = kRoot;
-  for (std::size_t at = 0; at < prompt; at += setup_.config.page_size) {
-    const std::size_t n = std::min(setup_.config.page_size, prompt - at);
+  for (std::size_t at = 0; at < prompt; at += page_size) {
+    const std::size_t n = std::min(page_size, prompt - at);
     parent = page_identity(key(a), parent, std::span(request.tokens).subspan(at, n));
-    identities.push_back(parent);
+    if (at / page_size >= first) identities.push_back(in_group(parent, group));
   }
   std::vector<std::int32_t> pages;
-  const LeaseId id = scheduler_.grant(identities, now_, setup_.lease_ttl, pages);
+  const LeaseId id = scheduler_.grant(identities, now_, setup_.lease_ttl, pages, group);
   if ((id == 0) != pages.empty()) fail("a lease without pages, or pages without a lease");
   if (id == 0) return;
-  LeaseSeen lease{id, now_ + setup_.lease_ttl, pages, {}};
+  LeaseSeen lease{id, now_ + setup_.lease_ttl, pages, {}, group};
   for (std::size_t i = 0; i < pages.size(); ++i) {
-    const auto& content = contents_[static_cast<std::size_t>(pages[i])];
-    for (std::size_t k = 0; k < setup_.config.page_size; ++k) {
-      const std::size_t position = i * setup_.config.page_size + k;
-      if (position < prompt && content[k] != request.tags[position]) {
+    const auto& held = content(group, pages[i]);
+    for (std::size_t k = 0; k < (state ? 1 : page_size); ++k) {
+      const std::size_t position = state ? prompt - 1 : (first + i) * page_size + k;
+      if (position < prompt && held[k] != request.tags[position]) {
         fail("a leased page does not hold what its identity says");
       }
     }
-    lease.contents.push_back(content);
+    lease.contents.push_back(held);
   }
   leases_.push_back(std::move(lease));
 }
@@ -79,7 +89,7 @@ void World::do_release(std::size_t index) {
   if ((verdict == Verdict::kValid) != (now_ <= lease.deadline)) fail("a wrong verdict");
   if (verdict != Verdict::kValid) return;
   for (std::size_t i = 0; i < lease.pages.size(); ++i) {
-    if (contents_[static_cast<std::size_t>(lease.pages[i])] != lease.contents[i]) {
+    if (content(lease.group, lease.pages[i]) != lease.contents[i]) {
       fail("a page changed under a lease that was judged valid");
     }
   }
@@ -97,8 +107,17 @@ void World::do_stray(int a) {
   if (scheduler_.fetch_ended(id, std::nullopt, false, now_) == Reply::kAccepted) {
     fail("a stray loss of a fetch was accepted");
   }
+  if (scheduler_.offload_ended(12345, true) == Reply::kAccepted) fail("a stray copy was accepted");
   if (scheduler_.state_of(id) != "Prefilled" && scheduler_.handed_over(id) == Reply::kAccepted) {
     fail("a stray hand-over was accepted");
+  }
+  if (!is_parked(static_cast<std::size_t>(a)) &&
+      scheduler_.renew_park(id, now_ + 9) == Reply::kAccepted) {
+    fail("a stray renewal of a park was accepted");
+  }
+  const std::vector<Token> guess = {1};
+  if (scheduler_.state_of(id) != "Decoding" && scheduler_.draft(id, 1, guess) == Reply::kAccepted) {
+    fail("a stray draft was accepted");
   }
   const Stats after = scheduler_.stats();
   if (before.free_pages != after.free_pages || before.owned_pages != after.owned_pages ||

@@ -15,8 +15,8 @@ void World::do_plan() {
   }
 }
 
-std::int32_t World::page_at(const Row& row, std::size_t position) const {
-  const auto& table = tables_[static_cast<std::size_t>(row.slot)];
+std::int32_t World::page_at(std::size_t group, const Row& row, std::size_t position) const {
+  const auto& table = tables_[group][static_cast<std::size_t>(row.slot)];
   const std::size_t index = position / setup_.config.page_size;
   return index < table.size() ? table[index] : -1;
 }
@@ -24,29 +24,30 @@ std::int32_t World::page_at(const Row& row, std::size_t position) const {
 // The executor's part: tables, fetches, then what the rows say.
 void World::take_plan() {
   const Plan& plan = step_->plan();
-  for (const std::int32_t slot : plan.slot_resets) tables_[static_cast<std::size_t>(slot)].clear();
+  for (const std::int32_t slot : plan.slot_resets) {
+    for (auto& tables : tables_) tables[static_cast<std::size_t>(slot)].clear();
+  }
   for (const PageDelta& delta : plan.page_deltas) {
-    auto& table = tables_[static_cast<std::size_t>(delta.slot)];
+    auto& table = tables_[0][static_cast<std::size_t>(delta.slot)];
     if (table.size() <= static_cast<std::size_t>(delta.page_index)) {
       table.resize(static_cast<std::size_t>(delta.page_index) + 1, -1);
     }
     table[static_cast<std::size_t>(delta.page_index)] = delta.page;
   }
-  for (std::size_t i = 0; i < plan.fetch_requests.size(); ++i) {
-    const int a = script_of(plan.fetch_requests[i]);
-    const FetchPage page = plan.fetch_pages[i];
-    int& writer = remote_writer_[static_cast<std::size_t>(page.page)];
-    if (writer >= 0) fail("a fetch targets a page that another fetch may still write");
-    writer = a;
-    std::fill(contents_[static_cast<std::size_t>(page.page)].begin(),
-              contents_[static_cast<std::size_t>(page.page)].end(), kGarbage);
-    fetches_[a].pages.emplace_back(page.page_index, page.page);
+  if (scheduler_.groups() > 1) take_side_plan();
+  for (const PageCopy& copy : plan.copies) {
+    content(0, raw(copy.target)) = content(0, raw(copy.source));
   }
+  take_movements();
   for (std::size_t i = 0; i < plan.admitted_requests.size(); ++i) {
     const int a = script_of(plan.admitted_requests[i]);
-    requests_[static_cast<std::size_t>(a)].slot = plan.admitted[i].slot;
-    // An AWAIT request waits for its first token even if it has every page.
-    if (scheduler_.state_of(plan.admitted_requests[i]) == "Fetching") fetches_.try_emplace(a);
+    Request& request = requests_[static_cast<std::size_t>(a)];
+    request.slot = plan.admitted[i].slot;
+    if (scheduler_.state_of(plan.admitted_requests[i]) != "Fetching") continue;
+    // An AWAIT request waits for its first token even if it has every page, once.
+    const bool awaits = setup_.scripts[static_cast<std::size_t>(a)].goal == Goal::kAwait;
+    fetches_[a].awaits = awaits && !request.awaited;
+    request.awaited = true;
   }
   for (const RequestId id : plan.finished_requests) {
     requests_[static_cast<std::size_t>(script_of(id))].over = true;
@@ -68,7 +69,10 @@ void World::take_plan() {
     if (prefill_seen && row.kind == RowKind::kDecode) fail("a decode row after a prefill row");
     for (std::int32_t t = 0; t < row.query_tokens; ++t) {
       const auto position = static_cast<std::size_t>(row.context_tokens + t);
-      if (plan.token_ids[offset + static_cast<std::size_t>(t)] != request.tokens[position]) {
+      const Token fed = plan.token_ids[offset + static_cast<std::size_t>(t)];
+      const std::size_t guess = position - std::min(position, request.tokens.size());
+      if (position < request.tokens.size() ? fed != request.tokens[position]
+                                           : fed != request.draft.at(guess)) {
         fail("a row feeds another token than its request has there");
       }
       const std::int32_t page = page_at(row, position);
@@ -90,18 +94,22 @@ void World::take_plan() {
 
   // One writer a page: nobody else holds a page that a row writes, and no lease covers it.
   for (const std::int32_t page : written) {
+    for (const Offload& offload : offloads_) {
+      if (offload.pages.page == page) fail("a row writes a page that is being copied");
+    }
     int holders = 0;
     for (std::size_t a = 0; a < requests_.size(); ++a) {
       for (const std::int32_t held : scheduler_.pages_of(a + 1)) holders += held == page;
     }
     if (holders != 1) fail("a row writes a page that has " + std::to_string(holders) + " holders");
     for (const LeaseSeen& lease : leases_) {
-      if (lease.deadline >= now_ &&
+      if (lease.group == 0 && lease.deadline >= now_ &&
           std::find(lease.pages.begin(), lease.pages.end(), page) != lease.pages.end()) {
         fail("a row writes a leased page");
       }
     }
   }
+  if (scheduler_.groups() > 1) check_side_writers();
   check_reads("planned");
 }
 
@@ -116,13 +124,21 @@ void World::check_reads(const char* when) {
       const auto position = static_cast<std::size_t>(p);
       const std::int32_t page = page_at(row, position);
       if (page < 0 ||
-          contents_[static_cast<std::size_t>(page)][position % setup_.config.page_size] !=
-              request.tags[position]) {
+          content(0, page)[position % setup_.config.page_size] != request.tags[position]) {
         fail(std::string("a row reads what was never written, when ") + when);
         return;
       }
     }
   }
+  if (scheduler_.groups() > 1) check_side_reads(when);
+}
+
+// What the row's positions hold once it is computed.
+std::vector<World::Tag> World::fed_tags(const Row& row, const Request& request) const {
+  Request ahead = request;
+  for (const Token token : request.draft) append(ahead, token, 0);
+  const auto first = ahead.tags.begin() + row.context_tokens;
+  return {first, first + row.query_tokens};
 }
 
 void World::do_complete(int variant) {
@@ -131,32 +147,48 @@ void World::do_complete(int variant) {
   const Plan& plan = step_->plan();
   std::vector<Token> tokens;
   std::vector<std::uint8_t> flags;
+  std::vector<std::int32_t> accepted;
   std::vector<int> sampled;
   for (std::size_t i = 0; i < plan.rows.size(); ++i) {
     const Row& row = plan.rows[i];
     const int a = script_of(plan.requests[i]);
     const Request& request = requests_[static_cast<std::size_t>(a)];
+    const std::vector<Tag> tags = fed_tags(row, request);
     for (std::int32_t t = 0; t < row.query_tokens; ++t) {
       const auto position = static_cast<std::size_t>(row.context_tokens + t);
-      const auto page = static_cast<std::size_t>(page_at(row, position));
-      contents_[page][position % setup_.config.page_size] = request.tags[position];
+      content(0, page_at(row, position))[position % setup_.config.page_size] =
+          tags[static_cast<std::size_t>(t)];
     }
     if (!row.samples) continue;
-    const auto last = static_cast<std::size_t>(row.context_tokens + row.query_tokens - 1);
+    const auto last = static_cast<std::size_t>(row.context_tokens + row.query_tokens - row.samples);
     if (last + 1 != request.tokens.size()) fail("a row samples before its last token");
     flags.push_back(tokens.empty() ? static_cast<std::uint8_t>(variant) : std::uint8_t{0});
-    tokens.push_back(next_token(request, last));
+    // The guesses hold good as long as the model says the same; a row that ends is cut short.
+    Request ahead = request;
+    std::int32_t count = 0;
+    for (bool held = true; held; ++count) {
+      tokens.push_back(next_token(ahead, last + static_cast<std::size_t>(count)));
+      held = count + 1 < row.samples && flags.back() == 0 &&
+             request.draft[static_cast<std::size_t>(count)] == tokens.back();
+      append(ahead, tokens.back(), 0);
+    }
+    accepted.push_back(count);
     sampled.push_back(a);
   }
-  const auto outcome = scheduler_.complete(*step_, tokens, flags, now_);
+  if (scheduler_.groups() > 1) write_sides(true);
+  const auto outcome = scheduler_.complete(*step_, tokens, flags, now_, accepted);
   step_.reset();
   const auto* completion = std::get_if<const Completion*>(&outcome);
   if (!completion) return fail("a completion was refused");
+  auto token = tokens.begin();
   for (std::size_t i = 0; i < sampled.size(); ++i) {
     Request& request = requests_[static_cast<std::size_t>(sampled[i])];
-    if (flags[i] == 2) continue;
-    append(request, tokens[i], setup_.scripts[static_cast<std::size_t>(sampled[i])].tenant);
-    ++request.emitted;
+    request.draft.clear();
+    for (std::int32_t k = 0; k < accepted[i]; ++k, ++token) {
+      if (flags[i] == 2) continue;
+      append(request, *token, setup_.scripts[static_cast<std::size_t>(sampled[i])].tenant);
+      ++request.emitted;
+    }
   }
   for (std::size_t i = 0; i < (*completion)->finished_requests.size(); ++i) {
     const int a = script_of((*completion)->finished_requests[i]);
@@ -169,15 +201,19 @@ void World::do_complete(int variant) {
     }
   }
   for (std::size_t i = 0; i < (*completion)->sealed_pages.size(); ++i) {
+    if ((*completion)->sealed_groups[i] > 0) {
+      check_side_seal(**completion, i);
+      continue;
+    }
     const Request& request =
         requests_[static_cast<std::size_t>(script_of((*completion)->sealed_requests[i]))];
-    const auto& content = contents_[static_cast<std::size_t>((*completion)->sealed_pages[i])];
+    const auto& sealed = content(0, (*completion)->sealed_pages[i]);
     const auto first =
         static_cast<std::size_t>((*completion)->sealed_indices[i]) * setup_.config.page_size;
     for (std::size_t p = first; p < first + setup_.config.page_size && p < request.tags.size() &&
                                 p + 1 < request.tokens.size();
          ++p) {
-      if (content[p - first] != request.tags[p]) return fail("a page was sealed unwritten");
+      if (sealed[p - first] != request.tags[p]) return fail("a page was sealed unwritten");
     }
   }
 }
@@ -188,10 +224,10 @@ void World::do_abandon() {
   for (const Row& row : plan.rows) {
     for (std::int32_t t = 0; t < row.query_tokens; ++t) {
       const auto position = static_cast<std::size_t>(row.context_tokens + t);
-      const auto page = static_cast<std::size_t>(page_at(row, position));
-      contents_[page][position % setup_.config.page_size] = kGarbage;
+      content(0, page_at(row, position))[position % setup_.config.page_size] = kGarbage;
     }
   }
+  if (scheduler_.groups() > 1) write_sides(false);
   if (scheduler_.abandon(*step_)) fail("abandoning was refused");
   step_.reset();
 }
@@ -200,7 +236,8 @@ void World::do_abandon() {
 void World::check_progress() {
   const Stats stats = scheduler_.stats();
   if (stats.waiting + stats.running == 0) return;
-  if (stats.fetching + stats.prefilled + stats.leases > 0 || !fetches_.empty()) return;
+  if (stats.fetching + stats.prefilled + stats.leases + stats.offloading > 0 || !fetches_.empty())
+    return;
   fail("stuck: " + std::to_string(stats.waiting) + " waiting, " + std::to_string(stats.running) +
        " running, nothing planned, nothing awaited");
 }

@@ -153,7 +153,16 @@ def _draw(key: str, tensor: Any, seed: str, tied: bool) -> Any:
         return noise * (1.4 if sharp else 1.0) / math.sqrt(tensor.shape[-1])
     if leaf == "bias":
         return noise * 0.2
-    return 1.0 + noise * 0.1
+    uniform = torch.rand(tensor.shape, generator=generator)
+    if leaf == "A_log":
+        return torch.log(0.1 + 0.9 * uniform)
+    if leaf == "dt_bias":
+        # Steps of 0.001 to 0.1 through an inverse softplus: states that last for many tokens.
+        # A head that forgets at once gives nearly nothing now and then, which its norm blows up.
+        step = torch.exp(math.log(1e-3) + uniform * math.log(100.0))
+        return step + torch.log(-torch.expm1(-step))
+    # Norms: noise around where transformers starts them, at one or, when zero-centred, at zero.
+    return tensor.detach().float() + noise * 0.1
 
 
 def _initialise(model: Any, seed: str) -> None:

@@ -56,8 +56,10 @@ class Shape:
     worker: dict[str, Any] = field(default_factory=dict)
     prefill_worker: dict[str, Any] = field(default_factory=dict)  # on top of `worker`
     limits: dict[str, Any] = field(default_factory=dict)  # the router's
+    router: dict[str, Any] = field(default_factory=dict)  # further keys of its section
     kvstore: dict[str, Any] = field(default_factory=dict)
     kvstores: int = 1
+    gateway: bool = False  # SMG in front
 
 
 @dataclass
@@ -94,6 +96,7 @@ class Cluster:
             *self._kvstore_names(),
             *(f"prefill-{i}" for i in range(shape.prefill)),
             *(f"decode-{i}" for i in range(shape.decode)),
+            *(["gateway"] if shape.gateway else []),
         ]
         ports = iter(free_ports(2 * len(names)))
         section: dict[str, dict[str, Any]] = {
@@ -124,7 +127,13 @@ class Cluster:
                 for name in names
                 if name.startswith("decode")
             ],
-            "router": {**section["router"], "routing": shape.routing, "limits": shape.limits},
+            "router": {
+                **section["router"],
+                "routing": shape.routing,
+                "limits": shape.limits,
+                **shape.router,
+            },
+            "gateway": {**section["gateway"], "drain_s": 1} if shape.gateway else None,
         }
 
     def _kvstore_names(self) -> list[str]:
@@ -146,8 +155,9 @@ class Cluster:
 
     def start(self, names: Iterable[str] | None = None) -> None:
         """Starts the processes and waits until each reports SERVING."""
+        front = ["router", *(["gateway"] if self.shape.gateway else [])]
         wanted = (
-            list(names) if names is not None else [*self._kvstore_names(), *self.workers, "router"]
+            list(names) if names is not None else [*self._kvstore_names(), *self.workers, *front]
         )
         for name in wanted:
             self._spawn(name)
@@ -169,6 +179,8 @@ class Cluster:
         """Waits for grpc.health.v1 SERVING; returns the seconds it took."""
         begun = time.monotonic()
         address = self.section(name)["listen"]
+        if name == "gateway":
+            return self._wait_http(f"http://{address}/readiness", begun + seconds) - begun
         with grpc.insecure_channel(address, options=RECONNECT) as channel:
             stub = health_pb2_grpc.HealthStub(channel)
             while time.monotonic() - begun < seconds:
@@ -183,6 +195,18 @@ class Cluster:
                     return time.monotonic() - begun
                 time.sleep(0.05)
         raise RuntimeError(f"{name} not serving after {seconds} s:\n{self.log(name)[-4000:]}")
+
+    def _wait_http(self, url: str, deadline: float) -> float:
+        while time.monotonic() < deadline:
+            code = self.processes["gateway"].poll()
+            if code is not None:
+                raise RuntimeError(f"gateway exited with {code}:\n{self.log('gateway')[-4000:]}")
+            try:
+                with urllib.request.urlopen(url, timeout=1.0):
+                    return time.monotonic()
+            except OSError:  # not there yet, or 503
+                time.sleep(0.05)
+        raise RuntimeError(f"gateway not ready:\n{self.log('gateway')[-4000:]}")
 
     def log(self, name: str) -> str:
         return (self.directory / f"{name}.log").read_text(errors="replace")
@@ -213,7 +237,7 @@ class Cluster:
     def stop(self) -> dict[str, int]:
         """SIGTERM to all, front door first; returns the exit codes."""
         self._channel.close()
-        order = ["router", *self.workers, *self._kvstore_names()]
+        order = ["gateway", "router", *self.workers, *self._kvstore_names()]
         codes: dict[str, int] = {}
         for name in [name for name in order if name in self.processes]:
             process = self.processes.pop(name)

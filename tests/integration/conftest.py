@@ -11,7 +11,7 @@ import pytest
 from .cluster import Cluster, Shape
 from .oracle import Reference
 
-StartCluster = Callable[[Shape], AbstractContextManager[Cluster]]
+StartCluster = Callable[..., AbstractContextManager[Cluster]]
 
 
 @pytest.fixture(scope="session")
@@ -26,8 +26,8 @@ def start_cluster(
     """Starts a cluster for a `with` block and ends every process after it."""
 
     @contextmanager
-    def start(shape: Shape) -> Iterator[Cluster]:
-        cluster = Cluster(deepseek_checkpoint, tmp_path_factory.mktemp("cluster"), shape)
+    def start(shape: Shape, checkpoint: Path = deepseek_checkpoint) -> Iterator[Cluster]:
+        cluster = Cluster(checkpoint, tmp_path_factory.mktemp("cluster"), shape)
         try:
             cluster.start()
             yield cluster

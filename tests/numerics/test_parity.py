@@ -26,13 +26,27 @@ from .driver import PAGE_SIZE, Driver, Row
 TOLERANCE = 1e-4
 VARIANTS = [
     "deepseek_v3",
-    "deepseek_v3_plain_queries",
-    "deepseek_v3_one_group",
     "llama",
     "qwen2",
     "qwen3",
     "qwen3_moe",
     "minimax_m2",
+    "gpt_oss",
+    "deepseek_v2",
+    "qwen3_next",
+    "qwen3_5",
+    "qwen3_5_moe",
+]
+# Other values of config fields: one mixed run and a greedy continuation each.
+OPTIONS = [
+    "deepseek_v2_greedy",
+    "deepseek_v3_plain_queries",
+    "deepseek_v3_one_group",
+    "llama_linear",
+    "llama_dynamic",
+    "llama_yarn",
+    "qwen2_windows",
+    "qwen3_moe_windows",
 ]
 
 
@@ -107,7 +121,7 @@ def test_decode_token_by_token(model: CompiledModel, oracle: Oracle) -> None:
     check(logits, oracle.logits(prompt))
 
 
-def test_mixed_ragged_batches(model: CompiledModel, oracle: Oracle) -> None:
+def check_mixed(model: CompiledModel, oracle: Oracle) -> None:
     """Decoding and prefilling rows of all lengths share steps, in random company."""
     generator = random.Random(11)
     driver = Driver(model, pages=300)
@@ -126,14 +140,54 @@ def test_mixed_ragged_batches(model: CompiledModel, oracle: Oracle) -> None:
         check(torch.cat(got[id(row)]), oracle.logits(row.tokens))
 
 
+def test_mixed_ragged_batches(model: CompiledModel, oracle: Oracle) -> None:
+    check_mixed(model, oracle)
+
+
+def test_greedy_continuations(model: CompiledModel, oracle: Oracle) -> None:
+    for seed, count in enumerate((1, 3, 50, 150)):
+        prompt = tokens(seed, count)
+        assert Driver(model).generate(prompt, 20, chunk=64) == oracle.greedy(prompt, 20)
+
+
+def test_after_retraction(model: CompiledModel, oracle: Oracle) -> None:
+    """A request that lost its pages while decoding computes its tokens again, in other pages."""
+    prompt = tokens(12, 40)
+    expected = oracle.greedy(prompt, 10)
+    driver, row = Driver(model), Row(list(prompt))
+    (logits,) = driver.step([(row, len(prompt))], False)
+    for _ in range(4):
+        row.tokens.append(int(logits[-1].argmax()))
+        (logits,) = driver.step([(row, 1)], False)
+    again = Row([*row.tokens, int(logits[-1].argmax())])
+    driver.step([(Row(tokens(13, 30)), 30)], False)  # somebody else's, in between
+    for count in (17, len(again.tokens) - 17):
+        (logits,) = driver.step([(again, count)], False)
+    while len(again.tokens) < len(prompt) + 10:
+        again.tokens.append(int(logits[-1].argmax()))
+        (logits,) = driver.step([(again, 1)], False)
+    assert again.tokens[len(prompt) :] == expected
+
+
+@pytest.mark.parametrize("variant", OPTIONS)
+def test_other_values_of_config_fields(make_checkpoint: Callable[..., Path], variant: str) -> None:
+    checkpoint = make_checkpoint(variant)
+    model, oracle = load_model(checkpoint, page_size=PAGE_SIZE), Oracle(checkpoint)
+    prompt = tokens(2, 50)
+    check_mixed(model, oracle)
+    assert Driver(model).generate(prompt, 8, chunk=32) == oracle.greedy(prompt, 8)
+
+
 def test_a_prefix_in_the_cache(model: CompiledModel, oracle: Oracle) -> None:
     """A second request reads the first one's pages and computes only what differs."""
     driver = Driver(model)
     shared = tokens(1, 6 * PAGE_SIZE)
     first, second = Row(shared + tokens(2, 20)), Row(shared + tokens(3, 33))
-    driver.prefill(first, [len(first.tokens)])
-    second.pages = first.pages[:6]
+    driver.prefill(first, [len(shared)])
+    first.kept.add(first.state)
+    second.pages, second.state, second.kept = first.pages[:6], first.state, first.kept
     second.computed = len(shared)
+    driver.prefill(first, [20])
     logits = driver.prefill(second, [20, 13])
     check(logits, oracle.logits(second.tokens)[len(shared) :])
 
@@ -150,16 +204,13 @@ def test_pages_moved_to_another_pool(model: CompiledModel, checkpoint: Path) -> 
     for page in row.pages:
         moved.pages.append(target.free.pop())
         target.arenas["full"][moved.pages[-1]] = source.arenas["full"][page]
+    for group in target.stateful:
+        moved.state = target.free_states.pop()
+        target.arenas[group][moved.state] = source.arenas[group][row.state]
     while len(moved.tokens) < len(prompt) + 12:
         (logits,) = target.step([(moved, 1)], False)
         moved.tokens.append(int(logits[-1].argmax()))
     assert moved.tokens[len(prompt) :] == expected
-
-
-def test_greedy_continuations(model: CompiledModel, oracle: Oracle) -> None:
-    for seed, count in enumerate((1, 3, 50, 150)):
-        prompt = tokens(seed, count)
-        assert Driver(model).generate(prompt, 20, chunk=64) == oracle.greedy(prompt, 20)
 
 
 def test_steps_without_logits(model: CompiledModel, oracle: Oracle) -> None:
@@ -177,8 +228,9 @@ def test_a_poisoned_request_stays_alone(model: CompiledModel, oracle: Oracle) ->
     sick, well, chunk = Row(tokens(1, 30)), Row(tokens(2, 41)), Row(tokens(3, 25))
     driver.prefill(sick, [29])
     driver.prefill(well, [40])
-    for arena in driver.arenas.values():
-        arena[sick.pages[1]] = float("nan")
+    driver.arenas["full"][sick.pages[1]] = float("nan")
+    for group in driver.stateful:
+        driver.arenas[group][sick.state] = float("nan")
     poisoned, decoded, prefilled = driver.step([(sick, 1), (well, 1), (chunk, 25)])
     assert poisoned.isnan().all()
     check(decoded, oracle.logits(well.tokens)[40:])
@@ -190,16 +242,21 @@ MESHES = {
     "tp4": tensor_parallel_mesh(4),
     "ep2": Mesh({"attn_tp": 2, "dense_tp": 2, "ep": 2, "vocab": 2}),
     "moe-tp2-ep2": Mesh({"attn_tp": 4, "dense_tp": 4, "ep": 2, "moe_tp": 2, "vocab": 4}),
+    "moe-tp2-ep2-attn-tp2": Mesh({"attn_tp": 2, "ep": 2, "moe_tp": 2}),
     "attention-whole": Mesh({"dense_tp": 2, "ep": 2}),
 }
 
 
 CASES = [
     *(pytest.param("deepseek_v3", mesh, id=f"deepseek_v3-{name}") for name, mesh in MESHES.items()),
+    *(pytest.param("qwen3_next", mesh, id=f"qwen3_next-{name}") for name, mesh in MESHES.items()),
     *(
         pytest.param(variant, MESHES["tp2"], id=f"{variant}-tp2")
-        for variant in ("llama", "qwen2", "qwen3", "qwen3_moe", "minimax_m2")
+        for variant in ("llama", "qwen2", "qwen3", "qwen3_moe", "minimax_m2", "deepseek_v2")
     ),
+    pytest.param("gpt_oss", MESHES["moe-tp2-ep2-attn-tp2"], id="gpt_oss-moe-tp2-ep2"),
+    pytest.param("qwen3_5", MESHES["tp2"], id="qwen3_5-tp2"),
+    pytest.param("qwen3_5_moe", MESHES["ep2"], id="qwen3_5_moe-ep2"),
 ]
 
 
@@ -244,12 +301,29 @@ def test_declared_replicas_are_equal(deepseek_checkpoint: Path) -> None:
     group.run(rank)
 
 
-def test_bfloat16_stays_close(deepseek_checkpoint: Path) -> None:
+@pytest.mark.parametrize("variant", ["qwen3_next", "qwen3_5", "qwen3_5_moe"])
+def test_hybrids_in_bfloat16(make_checkpoint: Callable[..., Path], variant: str) -> None:
+    """Against transformers in float32; chunks and decode, states changing their slots.
+
+    The median, since an expert that is chosen by a hair's breadth moves single tokens in any dtype.
+    """
+    checkpoint, prompt = make_checkpoint(variant), tokens(2, 160)
+    narrow = load_model(checkpoint, page_size=PAGE_SIZE, dtype=torch.bfloat16)
+    actual = Driver(narrow).prefill(Row(prompt), [100, 30] + [1] * 30)
+    expected = Oracle(checkpoint).logits(prompt)
+    cosine = torch.nn.functional.cosine_similarity(actual, expected, dim=-1)
+    assert cosine.median() >= 0.999
+
+
+def test_bfloat16_stays_close(checkpoint: Path, model: CompiledModel) -> None:
     prompt = tokens(2, 60)
-    wide = load_model(deepseek_checkpoint, page_size=PAGE_SIZE)
-    narrow = load_model(deepseek_checkpoint, page_size=PAGE_SIZE, dtype=torch.bfloat16)
+    wide, narrow = model, load_model(checkpoint, page_size=PAGE_SIZE, dtype=torch.bfloat16)
     expected = Driver(wide).prefill(Row(prompt), [60])
     actual = Driver(narrow).prefill(Row(prompt), [40, 20])
     cosine = torch.nn.functional.cosine_similarity(actual, expected, dim=-1)
-    assert cosine.median() >= 0.995
+    # Rounding may pick another expert for a token of a mixture, and a recurrent state keeps what
+    # it once rounded; most tokens are as close as those of the other families.
+    fields = wide.config.config
+    moves = any("expert" in field or field.startswith("linear_") for field in fields)
+    assert (cosine.median() if moves else cosine.min()) >= 0.999
     assert narrow.fingerprint != wide.fingerprint

@@ -21,7 +21,7 @@ from baton_engine.batch import StepInput
 from baton_transfer import ReadFailure, ReadOutcome
 
 _HEADER = struct.Struct("<BI")
-_STEP = struct.Struct("<5I")  # rows, tokens, deltas, resets, copies
+_STEP = struct.Struct("<6I")  # rows, tokens, deltas, resets, copies, states
 _PULL = struct.Struct("<QdIII")  # id, seconds (NaN: default), memory bytes, pages, checksums
 _PULLED = struct.Struct("<QIQd?")  # id, arrived, bytes moved, seconds, verified; then texts
 
@@ -85,21 +85,33 @@ class FrameSocket:
 
 def pack_step(step: StepInput) -> list[bytes]:
     """The parts of a STEP frame."""
-    arrays = (step.rows, step.token_ids, step.page_deltas, step.slot_resets, step.copies)
+    arrays = (
+        step.rows,
+        step.token_ids,
+        step.page_deltas,
+        step.slot_resets,
+        step.copies,
+        step.states,
+    )
     return [_STEP.pack(*(len(array) for array in arrays)), *(array.tobytes() for array in arrays)]
 
 
 def unpack_step(payload: bytes) -> StepInput:
     """ValueError when the payload's size is not what its counts say."""
     counts = _STEP.unpack_from(payload)
-    widths = (6, 1, 3, 1, 2)
+    widths = (6, 1, 3, 1, 2, 2)
     ints = np.frombuffer(payload, np.int32, offset=_STEP.size)
     ends = np.cumsum([count * width for count, width in zip(counts, widths, strict=True)])
     if len(ints) != ends[-1]:
         raise ValueError(f"a step frame of {len(ints)} ints announces {ends[-1]}")
-    rows, tokens, deltas, resets, copies = np.split(ints, ends[:-1])
+    rows, tokens, deltas, resets, copies, states = np.split(ints, ends[:-1])
     return StepInput(
-        rows.reshape(-1, 6), tokens, deltas.reshape(-1, 3), resets, copies.reshape(-1, 2)
+        rows.reshape(-1, 6),
+        tokens,
+        deltas.reshape(-1, 3),
+        resets,
+        copies.reshape(-1, 2),
+        states.reshape(-1, 2),
     )
 
 

@@ -2,9 +2,9 @@
 
 A row's token is a pure function of (seed, position, logits, earlier tokens): not of the batch it
 is in, its row, its slot, or the worker. Logits are adjusted in this order: penalties (repetition,
-then frequency and presence), logit bias; then the largest wins (temperature 0), or a token is
-drawn after temperature, top-k, top-p and min-p. Log-probs are those of the model: log_softmax of
-the logits as they came, before any adjustment.
+then frequency and presence), logit bias, grammar; then the largest wins (temperature 0), or a
+token is drawn after temperature, top-k, top-p and min-p. Log-probs are those of the model:
+log_softmax of the logits as they came, before any adjustment.
 """
 
 from __future__ import annotations
@@ -17,10 +17,18 @@ from baton_engine.events import TokenLogprob
 from baton_engine.ports import SampleResult
 from baton_engine.request import SamplingParams
 from baton_engine.sampling.draw import draw
+from baton_engine.sampling.grammar import GrammarMatchers
 from baton_engine.sampling.logprobs import token_logprobs
 from baton_engine.sampling.penalties import Penalties
 from baton_engine.sampling.philox import uniforms
-from baton_engine.sampling.slots import BIASED, LOGPROBS, PENALISED, RANDOM, SlotParams
+from baton_engine.sampling.slots import (
+    BIASED,
+    CONSTRAINED,
+    LOGPROBS,
+    PENALISED,
+    RANDOM,
+    SlotParams,
+)
 
 
 class TokenSampler:
@@ -30,6 +38,7 @@ class TokenSampler:
         self._vocab_size = vocab_size
         self._params = SlotParams(max_slots)
         self._penalties = Penalties(vocab_size, max_slots, torch.device(device))
+        self._grammars = GrammarMatchers(vocab_size)
 
     @torch.inference_mode()
     def add(
@@ -44,12 +53,16 @@ class TokenSampler:
             self._penalties.add(slot, prompt_tokens, output_tokens)
         else:
             self._penalties.drop(slot)
+        self._grammars.drop(slot)
+        if params.grammar is not None:
+            self._grammars.add(slot, params.grammar, output_tokens)
 
     @torch.inference_mode()
     def drop(self, slot: int) -> None:
         """Forget a slot; unknown slots are ignored."""
         self._params.drop(slot)
         self._penalties.drop(slot)
+        self._grammars.drop(slot)
 
     @torch.inference_mode()
     def sample(
@@ -88,7 +101,7 @@ class TokenSampler:
         logits.masked_fill_(poisoned[:, None], 0.0)  # so that nothing below meets a NaN
         asking = np.flatnonzero(needs & LOGPROBS)
         raw = logits[self._index(asking, logits)].log_softmax(-1) if len(asking) else None
-        self._adjust(logits, tokens, needs, slots)
+        self._adjust(logits, tokens, poisoned, needs, slots)
         self._draw(logits, tokens, needs, slots, positions)
         self._record(tokens, poisoned, needs, slots)
         if raw is None:
@@ -104,10 +117,11 @@ class TokenSampler:
         self,
         logits: torch.Tensor,
         tokens: torch.Tensor,
+        poisoned: torch.Tensor,
         needs: NDArray[np.uint8],
         slots: NDArray[np.int64],
     ) -> None:
-        changed = np.flatnonzero(needs & (PENALISED | BIASED))
+        changed = np.flatnonzero(needs & (PENALISED | BIASED | CONSTRAINED))
         if not len(changed):
             return
         params = self._params
@@ -122,8 +136,25 @@ class TokenSampler:
             which, ids, values = params.biases(slots[biased])
             rows = self._index(biased[which], logits)
             logits[rows, self._index(ids, logits)] += torch.as_tensor(values, device=logits.device)
+        constrained = np.flatnonzero(needs & CONSTRAINED)
+        if len(constrained):
+            self._constrain(logits, poisoned, constrained, slots[constrained])
         rows = self._index(changed, logits)
         tokens[rows] = logits[rows].argmax(-1)
+
+    def _constrain(
+        self,
+        logits: torch.Tensor,
+        poisoned: torch.Tensor,
+        constrained: NDArray[np.int64],
+        slots: NDArray[np.int64],
+    ) -> None:
+        """Mask what the grammars do not allow; a row without any token left is poisoned."""
+        allowed = self._grammars.allowed(slots).to(logits.device)
+        rows = self._index(constrained, logits)
+        stuck = ~allowed.any(-1)
+        poisoned[rows] |= stuck
+        logits[rows] = logits[rows].masked_fill(~(allowed | stuck[:, None]), float("-inf"))
 
     def _draw(
         self,
@@ -158,6 +189,10 @@ class TokenSampler:
         if counting.any():
             counted = np.flatnonzero(counting & ~poisoned.cpu().numpy())
             self._penalties.record(slots[counted], tokens[self._index(counted, tokens)])
+        constrained = (needs & CONSTRAINED).astype(np.bool_)
+        if constrained.any():
+            chosen = np.flatnonzero(constrained & ~poisoned.cpu().numpy())
+            self._grammars.record(slots[chosen], tokens[self._index(chosen, tokens)].cpu().numpy())
 
     @staticmethod
     def _index(rows: NDArray[np.int64], like: torch.Tensor) -> torch.Tensor:

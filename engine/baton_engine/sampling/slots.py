@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from baton_engine.request import SamplingParams
 
 # What a slot needs beyond the largest logit.
-RANDOM, PENALISED, BIASED, LOGPROBS = 1, 2, 4, 8
+RANDOM, PENALISED, BIASED, LOGPROBS, CONSTRAINED = 1, 2, 4, 8, 16
 
 
 class SlotParams:
@@ -43,6 +43,8 @@ class SlotParams:
         if params.logprobs is not None:
             needs |= LOGPROBS
             self.alternatives[slot] = params.logprobs
+        if params.grammar is not None:
+            needs |= CONSTRAINED
         self.needs[slot] = needs
         # float32 knows no number between 0 and this one.
         self.temperature[slot] = max(params.temperature, float(np.finfo(np.float32).tiny))

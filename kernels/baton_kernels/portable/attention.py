@@ -9,18 +9,33 @@ from torch import Tensor
 _SCORE_ELEMENTS = 1 << 20
 
 
-def attention_weights(scores: Tensor) -> Tensor:
-    """Softmax of scores in float32, in the scores' dtype."""
+def attention_weights(scores: Tensor, sinks: Tensor | None = None) -> Tensor:
+    """Softmax of scores in float32, in the scores' dtype.
+
+    sinks: a further score per row, shaped to broadcast over all but the last dimension.
+    """
+    if sinks is not None:
+        wide = torch.cat([scores.float(), sinks.expand(*scores.shape[:-1], 1)], -1)
+        return torch.softmax(wide, -1)[..., :-1].to(scores.dtype)
     if scores.dtype == torch.float32:
         return torch.softmax(scores, -1)
     return torch.softmax(scores, -1, dtype=torch.float32).to(scores.dtype)
 
 
-def causal(queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+def causal(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    scale: float,
+    window: int = 0,
+    sinks: Tensor | None = None,
+) -> Tensor:
     """Attention of the last n of c tokens: queries [H, n, k], keys [H, c, k], values [H, c, v].
 
-    Queries are taken in blocks; a block reads no further than its last query can see.
+    Queries are taken in blocks; a block reads only what its queries can see. window and sinks [H]
+    as in the reference of grouped-query attention.
     """
+    sinks = None if sinks is None else sinks[:, None, None]
     heads, total = queries.shape[:2]
     context = keys.shape[1]
     queries = queries * scale
@@ -29,9 +44,15 @@ def causal(queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tenso
     for first in range(0, total, block):
         last = min(first + block, total)
         seen = context - total + last
-        scores = queries[:, first:last] @ keys[:, :seen].transpose(1, 2)
+        # The block's first query stands at seen - (last - first).
+        begin = max(0, seen - (last - first) - window + 1) if window else 0
+        scores = queries[:, first:last] @ keys[:, begin:seen].transpose(1, 2)
         ahead = torch.ones(last - first, last - first, dtype=torch.bool, device=queries.device)
         ahead = ahead.triu_(1)
-        scores[..., seen - (last - first) :].masked_fill_(ahead, float("-inf"))
-        out[:, first:last] = attention_weights(scores) @ values[:, :seen]
+        scores[..., scores.shape[2] - (last - first) :].masked_fill_(ahead, float("-inf"))
+        if window:
+            reach = torch.arange(begin, seen, device=queries.device)
+            oldest = torch.arange(seen - (last - first), seen, device=queries.device) - window
+            scores.masked_fill_(reach[None, :] <= oldest[:, None], float("-inf"))
+        out[:, first:last] = attention_weights(scores, sinks) @ values[:, begin:seen]
     return out

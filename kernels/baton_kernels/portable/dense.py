@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from baton_kernels import operators
 from baton_kernels.registry import Band, Requirements
+from baton_kernels.stored import PACKED, pack
 
 
 @operators.linear.register("torch", band=Band.PORTABLE)
@@ -58,3 +61,11 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
 @operators.cache_write.register("scatter", band=Band.PORTABLE)
 def cache_write(cache: Tensor, entries: Tensor, pages: Tensor, offsets: Tensor) -> None:
     cache.index_put_((pages, offsets), entries)
+
+
+@operators.cache_write_as.register("scatter", band=Band.PORTABLE)
+def cache_write_as(
+    cache: Tensor, entries: Tensor, pages: Tensor, offsets: Tensor, parts: Sequence[int]
+) -> None:
+    rows = pack(entries, parts) if cache.dtype == PACKED else entries.to(cache.dtype)
+    cache.index_put_((pages, offsets), rows)

@@ -9,32 +9,52 @@ from baton_kernels import operators
 from baton_kernels.paging import PagedRows
 from baton_kernels.portable.attention import attention_weights, causal
 from baton_kernels.registry import Band
+from baton_kernels.stored import halves, unpack
+
+
+def gathered(cache: Tensor, pages: Tensor, queries: Tensor) -> Tensor:
+    """Copies of whole pages in the queries' type."""
+    return unpack(cache.index_select(0, pages), halves(cache), queries.dtype)
 
 
 @operators.gqa_decode.register("gathered", band=Band.PORTABLE)
 def gqa_decode(
-    queries: Tensor, cache: Tensor, rows: PagedRows, kv_heads: int, scale: float
+    queries: Tensor,
+    cache: Tensor,
+    rows: PagedRows,
+    kv_heads: int,
+    scale: float,
+    window: int = 0,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     batch, heads, size = queries.shape
     out = torch.zeros(
         batch, kv_heads, heads // kv_heads, size, dtype=queries.dtype, device=queries.device
     )
     grouped = (queries * scale).view(out.shape)
-    entries = cache.index_select(0, rows.flat_pages).view(-1, 2, kv_heads, size)
+    entries = gathered(cache, rows.flat_pages, queries).view(-1, 2, kv_heads, size)
+    rest = None if sinks is None else sinks.view(kv_heads, heads // kv_heads, 1)
     first = 0
     for row, (context, pages) in enumerate(zip(rows.contexts, rows.page_counts, strict=True)):
         if context == 0:
             continue
-        keys, values = entries[first : first + context].unbind(1)
+        oldest = max(0, context - window) if window else 0
+        keys, values = entries[first + oldest : first + context].unbind(1)
         first += pages * rows.page_size
-        weights = attention_weights(torch.bmm(grouped[row], keys.permute(1, 2, 0)))
+        weights = attention_weights(torch.bmm(grouped[row], keys.permute(1, 2, 0)), rest)
         torch.bmm(weights, values.transpose(0, 1), out=out[row])
     return out.view(queries.shape)
 
 
 @operators.gqa_prefill.register("gathered", band=Band.PORTABLE)
 def gqa_prefill(
-    queries: Tensor, cache: Tensor, rows: PagedRows, kv_heads: int, scale: float
+    queries: Tensor,
+    cache: Tensor,
+    rows: PagedRows,
+    kv_heads: int,
+    scale: float,
+    window: int = 0,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     out = torch.empty_like(queries)
     groups = queries.shape[1] // kv_heads
@@ -42,10 +62,10 @@ def gqa_prefill(
         start, stop = rows.starts[row], rows.starts[row + 1]
         if start == stop:
             continue
-        pages = cache.index_select(0, rows.row_pages(row))
+        pages = gathered(cache, rows.row_pages(row), queries)
         entries = pages.view(-1, 2, kv_heads, queries.shape[2])[:context]
         keys, values = entries.repeat_interleave(groups, 2).permute(1, 2, 0, 3)
         out[start:stop] = causal(
-            queries[start:stop].transpose(0, 1), keys, values, scale
+            queries[start:stop].transpose(0, 1), keys, values, scale, window, sinks
         ).transpose(0, 1)
     return out

@@ -13,12 +13,19 @@ from baton_kernels import operators
 from baton_kernels.paging import PagedRows
 from baton_kernels.portable.attention import attention_weights, causal
 from baton_kernels.registry import Band
+from baton_kernels.stored import latent_and_key, unpack
+
+
+def gathered(cache: Tensor, pages: Tensor, rank: int, queries: Tensor) -> Tensor:
+    """The entries of whole pages in the queries' type, one page after another."""
+    parts = latent_and_key(cache, rank)
+    return unpack(cache.index_select(0, pages), parts, queries.dtype).flatten(0, 1)
 
 
 @operators.mla_decode.register("gathered", band=Band.PORTABLE)
 def mla_decode(queries: Tensor, cache: Tensor, rows: PagedRows, rank: int, scale: float) -> Tensor:
     out = torch.zeros(*queries.shape[:2], rank, dtype=queries.dtype, device=queries.device)
-    entries = cache.index_select(0, rows.flat_pages).view(-1, cache.shape[2])
+    entries = gathered(cache, rows.flat_pages, rank, queries)
     scaled = queries * scale
     first = 0
     for row, (context, pages) in enumerate(zip(rows.contexts, rows.page_counts, strict=True)):
@@ -54,8 +61,7 @@ def mla_prefill(
         start, stop = starts[row], starts[row + 1]
         if start == stop:
             continue
-        pages = cache.index_select(0, rows.row_pages(row))
-        entries = pages.view(-1, cache.shape[2])[:context]
+        entries = gathered(cache, rows.row_pages(row), rank, queries)[:context]
         chunk = queries[start:stop].transpose(0, 1)  # [heads, n, nope + rope]
         if prefers_absorbed(stop - start, nope, value, rank, rope):
             latent_queries = torch.cat([chunk[..., :nope] @ w_uk, chunk[..., nope:]], -1)

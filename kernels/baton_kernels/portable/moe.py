@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from baton_kernels import operators
 from baton_kernels.portable.dense import silu_mul
+from baton_kernels.reference.moe import clamped_glu
 from baton_kernels.registry import Band
 
 
@@ -21,19 +24,56 @@ def moe_experts(
 ) -> Tensor:
     if len(x) == 1:
         return _one_token(x, weights, experts, gate_up, down, first_expert)
-    chosen = experts.flatten() - first_expert
-    order = chosen.argsort()
-    choices = experts.shape[1]
-    tokens = order.div(choices, rounding_mode="floor")
+
+    def compute(inputs: Tensor, expert: int) -> Tensor:
+        return silu_mul(inputs @ gate_up[expert].t()) @ down[expert].t()
+
+    return by_expert(x, weights, experts - first_expert, len(gate_up), compute)
+
+
+@operators.moe_experts_clamped.register("sorted", band=Band.PORTABLE)
+def moe_experts_clamped(
+    x: Tensor,
+    weights: Tensor,
+    experts: Tensor,
+    gate_up: Tensor,
+    gate_up_bias: Tensor,
+    down: Tensor,
+    down_bias: Tensor,
+    first_expert: int,
+    alpha: float,
+    limit: float,
+) -> Tensor:
+    def compute(inputs: Tensor, expert: int) -> Tensor:
+        inner = torch.addmm(gate_up_bias[expert], inputs, gate_up[expert].t())
+        return torch.addmm(down_bias[expert], clamped_glu(inner, alpha, limit), down[expert].t())
+
+    return by_expert(x, weights, experts - first_expert, len(gate_up), compute)
+
+
+def by_expert(
+    x: Tensor,
+    weights: Tensor,
+    chosen: Tensor,
+    local: int,
+    compute: Callable[[Tensor, int], Tensor],
+) -> Tensor:
+    """The weighted sum per token of ``compute(rows, expert)`` over its chosen experts.
+
+    chosen int64 [T, K]: experts counted from the first of the ``local`` ones here; others add
+    nothing.
+    """
+    flat = chosen.flatten()
+    order = flat.argsort()
+    tokens = order.div(chosen.shape[1], rounding_mode="floor")
     inputs, scales = x[tokens], weights.flatten()[order].to(x.dtype)[:, None]
-    local, counts = torch.unique_consecutive(chosen[order], return_counts=True)
+    visited, counts = torch.unique_consecutive(flat[order], return_counts=True)
     outputs = torch.zeros(len(order), x.shape[1], dtype=x.dtype, device=x.device)
     first = 0
-    for expert, count in zip(local.tolist(), counts.tolist(), strict=True):
+    for expert, count in zip(visited.tolist(), counts.tolist(), strict=True):
         last = first + count
-        if 0 <= expert < len(gate_up):
-            inner = silu_mul(inputs[first:last] @ gate_up[expert].t())
-            torch.mm(inner, down[expert].t(), out=outputs[first:last])
+        if 0 <= expert < local:
+            outputs[first:last] = compute(inputs[first:last], expert)
         first = last
     return torch.zeros_like(x).index_add_(0, tokens, outputs.mul_(scales))
 

@@ -15,11 +15,22 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Root-mean-square norm over the last dimension, in float32 (Zhang and Sennrich, 2019).
 
-    x [T, hidden], weight [hidden] -> [T, hidden] in x's dtype.
+    x [T, hidden], weight [hidden] -> [T, hidden] in x's dtype. The normed row is rounded to the
+    weight's dtype before the product, so a float32 weight rounds once, after it.
     """
     wide = x.float()
     wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
-    return weight * wide.to(x.dtype)
+    return (weight * wide.to(weight.dtype)).to(x.dtype)
+
+
+def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """``rms_norm(x) * silu(gate)``: x, gate [T, heads, D], weight [D] -> x's shape and dtype."""
+    return (rms_norm(x, weight, eps) * torch.nn.functional.silu(gate.float())).to(x.dtype)
+
+
+def sigmoid_mul(x: Tensor, gate: Tensor) -> Tensor:
+    """``x * sigmoid(gate)``: x [T, D], gate [T, D] or [T, 1] -> [T, D]."""
+    return x * torch.sigmoid(gate)
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -2,15 +2,19 @@
 
 A cache entry of a token is its normed latent c [R] followed by its rotated key k_r [D]. Keys and
 values of head h are linear in the latent: k = w_uk[h] c, v = w_uv[h] c. *Absorbed* attention moves
-those maps to the query and the output, so that it reads nothing but the latents.
+those maps to the query and the output, so that it reads nothing but the latents. The cache may be
+of another type than the queries, see ``baton_kernels.stored``.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from baton_kernels.paging import PagedRows
+from baton_kernels.stored import PACKED, latent_and_key, pack, unpack
 
 
 def cache_write(cache: Tensor, entries: Tensor, pages: Tensor, offsets: Tensor) -> None:
@@ -22,12 +26,20 @@ def cache_write(cache: Tensor, entries: Tensor, pages: Tensor, offsets: Tensor) 
         cache[page, offset] = entry
 
 
-def row_entries(cache: Tensor, rows: PagedRows, row: int) -> Tensor:
-    """The entries of one row in token order: [context, W] in float32."""
+def cache_write_as(
+    cache: Tensor, entries: Tensor, pages: Tensor, offsets: Tensor, parts: Sequence[int]
+) -> None:
+    """cache_write into a cache of another type than the entries': cast, or packed float8."""
+    rows = pack(entries, parts) if cache.dtype == PACKED else entries.to(cache.dtype)
+    cache_write(cache, rows, pages, offsets)
+
+
+def row_entries(cache: Tensor, rows: PagedRows, row: int, parts: Sequence[int]) -> Tensor:
+    """The entries of one row in token order: [context, sum(parts)] in float32."""
     context = int(rows.context_tokens[row])
     tokens = torch.arange(context, device=cache.device)
     pages = rows.page_tables[row].long()[tokens // rows.page_size]
-    return cache[pages, tokens % rows.page_size].float()
+    return unpack(cache[pages, tokens % rows.page_size], parts, torch.float32)
 
 
 def mla_decode(queries: Tensor, cache: Tensor, rows: PagedRows, rank: int, scale: float) -> Tensor:
@@ -39,7 +51,7 @@ def mla_decode(queries: Tensor, cache: Tensor, rows: PagedRows, rank: int, scale
     """
     out = torch.zeros(*queries.shape[:2], rank, dtype=queries.dtype, device=queries.device)
     for row in range(len(rows)):
-        entries = row_entries(cache, rows, row)
+        entries = row_entries(cache, rows, row, latent_and_key(cache, rank))
         if len(entries):
             scores = queries[row].float() @ entries.t() * scale
             out[row] = (scores.softmax(-1) @ entries[:, :rank]).to(out.dtype)
@@ -60,7 +72,7 @@ def mla_prefill(
         start, stop = int(rows.query_starts[row]), int(rows.query_starts[row + 1])
         if start == stop:
             continue
-        entries = row_entries(cache, rows, row)
+        entries = row_entries(cache, rows, row, latent_and_key(cache, rank))
         latent, rotated = entries[:, :rank], entries[:, rank:]
         keys = torch.einsum("cr,hnr->hcn", latent, w_uk.float())
         values = torch.einsum("cr,hvr->hcv", latent, w_uv.float())

@@ -39,13 +39,27 @@ def route_sigmoid(
 
 
 def route_softmax(
-    logits: Tensor, top_k: int, normalise: bool, scale: float
+    logits: Tensor,
+    top_k: int,
+    normalise: bool,
+    scale: float,
+    groups: int = 1,
+    top_groups: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """Softmax routing: the top_k most probable experts, optionally renormalised to sum to one.
 
-    logits float32 [T, experts] -> weights float32 [T, top_k], expert ids int64 [T, top_k].
+    logits float32 [T, experts] -> weights float32 [T, top_k], expert ids int64 [T, top_k]. With
+    groups only experts of the top_groups groups with the best single expert are eligible
+    (DeepSeek-V2, section 2.2.2).
     """
-    weights, experts = logits.softmax(-1).topk(top_k, dim=-1)
+    scores = logits.softmax(-1)
+    if groups > 1:
+        grouped = scores.view(-1, groups, scores.shape[1] // groups)
+        best = grouped.amax(-1).topk(top_groups, dim=-1).indices
+        kept = torch.zeros(grouped.shape[:2], dtype=torch.bool, device=logits.device)
+        kept.scatter_(1, best, True)
+        scores = grouped.masked_fill(~kept[..., None], 0.0).flatten(1)
+    weights, experts = scores.topk(top_k, dim=-1)
     if normalise:
         weights = weights / weights.sum(-1, keepdim=True)
     return weights * scale, experts
@@ -72,4 +86,40 @@ def moe_experts(
             inner = silu_mul(x[tokens] @ gate_up[expert].t())
             outer = (inner @ down[expert].t()) * weights[tokens, choice, None]
             out.index_add_(0, tokens, outer.to(x.dtype))
+    return out
+
+
+def clamped_glu(gate_up: Tensor, alpha: float, limit: float) -> Tensor:
+    """gpt-oss's gate: gate_up [T, 2 I], gate first -> ``gate sigmoid(alpha gate) (up + 1)`` [T, I].
+
+    The gate is clamped from above and the other half on both sides.
+    """
+    gate, up = gate_up.chunk(2, dim=-1)
+    gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+    return gate * torch.sigmoid(gate * alpha) * (up + 1)
+
+
+def moe_experts_clamped(
+    x: Tensor,
+    weights: Tensor,
+    experts: Tensor,
+    gate_up: Tensor,
+    gate_up_bias: Tensor,
+    down: Tensor,
+    down_bias: Tensor,
+    first_expert: int,
+    alpha: float,
+    limit: float,
+) -> Tensor:
+    """moe_experts with the clamped gate and biases.
+
+    gate_up_bias [E, 2 I], down_bias [E, hidden]; the rest as in moe_experts.
+    """
+    out = torch.zeros_like(x)
+    for expert in range(len(gate_up)):
+        tokens, choice = (experts == first_expert + expert).nonzero(as_tuple=True)
+        if len(tokens):
+            inner = x[tokens] @ gate_up[expert].t() + gate_up_bias[expert]
+            outer = clamped_glu(inner, alpha, limit) @ down[expert].t() + down_bias[expert]
+            out.index_add_(0, tokens, (outer * weights[tokens, choice, None]).to(x.dtype))
     return out

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from baton_kernels import operators
 from baton_kernels.paging import PagedRows
-from baton_kernels.registry import Band, Requirements
+from baton_kernels.registry import Band, Requirements, ShapeRule
 
 _AMPERE = Requirements(
     devices=frozenset({"cuda"}),
     dtypes=frozenset({torch.bfloat16, torch.float16, torch.float32}),
     min_capability=(8, 0),
     packages=("triton",),
+    shapes=(ShapeRule("converts", "0 (a cache of the model's type)", lambda n: n == 0, default=0),),
 )
 
 

@@ -30,7 +30,10 @@ class Move:
 
 
 def moves(given: Resolved, wanted: Resolved, edge: Edge, costs: CostTable) -> list[Move]:
-    """The cheapest steps from ``given`` to ``wanted``. CompileError if there are none."""
+    """The cheapest steps from ``given`` to ``wanted``. CompileError if there are none.
+
+    ``given`` comes from split_sums, so that a sum over several axes can be reduced one by one.
+    """
     reductions: list[Move] = []
     gathers: list[Move] = []
     for axis, placement in given.items():
@@ -45,6 +48,8 @@ def moves(given: Resolved, wanted: Resolved, edge: Edge, costs: CostTable) -> li
             gathers.append(Move(Kind.ALL_GATHER, axis, placement.dim))
     # Inner axes first: what an outer axis joins must already be whole inside it.
     gathers.sort(key=lambda move: move.axis.stride)
+    # What is scattered first leaves less to be summed along the other axes.
+    reductions.sort(key=lambda move: move.kind is not Kind.REDUCE_SCATTER)
     slices = []
     for axis, target in wanted.items():
         if given.get(axis) == target:

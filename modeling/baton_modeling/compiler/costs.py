@@ -13,12 +13,21 @@ class CollectiveCost:
     latency_us: float
     gigabytes_per_s: float
 
+    def __post_init__(self) -> None:
+        if self.latency_us < 0 or self.gigabytes_per_s <= 0:
+            raise ValueError(
+                f"a collective of {self.latency_us} us and {self.gigabytes_per_s} GB/s cannot be; "
+                "the latency must not be negative and the rate must be positive"
+            )
 
-# Bytes a rank sends per byte of the whole tensor, ring algorithms over n ranks.
+
+# Bytes a rank sends per byte of the whole tensor, ring algorithms over n ranks; for an all_to_all
+# per byte of what one rank gives, with equal shares for everybody.
 _WIRE: dict[str, Callable[[int], float]] = {
     "all_reduce": lambda n: 2 * (n - 1) / n,
     "reduce_scatter": lambda n: (n - 1) / n,
     "all_gather": lambda n: (n - 1) / n,
+    "all_to_all": lambda n: (n - 1) / n,
 }
 COLLECTIVES = tuple(_WIRE)
 
@@ -34,6 +43,7 @@ class CostTable:
             "all_reduce": CollectiveCost(150.0, 1.5),
             "reduce_scatter": CollectiveCost(160.0, 0.75),
             "all_gather": CollectiveCost(150.0, 1.5),
+            "all_to_all": CollectiveCost(250.0, 1.0),
         }
     )
     tokens: int = 64
@@ -42,9 +52,20 @@ class CostTable:
         missing = [name for name in COLLECTIVES if name not in self.costs]
         if missing:
             raise ValueError(f"the cost table lacks {', '.join(missing)}")
+        unknown = [name for name in self.costs if name not in COLLECTIVES]
+        if unknown:
+            raise ValueError(
+                f"the cost table has {', '.join(unknown)}; the collectives are "
+                f"{', '.join(COLLECTIVES)}"
+            )
+        if self.tokens < 1:
+            raise ValueError(f"the cost table is for {self.tokens} tokens; it must be at least 1")
 
     def microseconds(self, collective: str, whole_bytes: int, ranks: int) -> float:
-        """Time of ``collective`` over a tensor of ``whole_bytes`` (summed or gathered size)."""
+        """Time of ``collective`` over a tensor of ``whole_bytes``.
+
+        That is the summed or gathered size, for an all_to_all what one rank gives.
+        """
         cost = self.costs[collective]
         return cost.latency_us + wire_bytes(collective, whole_bytes, ranks) / (
             cost.gigabytes_per_s * 1e3

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,9 @@ from torch import Tensor
 
 from baton_modeling.binding import Binding, Step
 from baton_modeling.communicators import Communicator
+from baton_modeling.compiler.branches import Aside, CudaAside
 from baton_modeling.compiler.operations import Kind, Lowered, Operation
+from baton_modeling.compiler.routing import ROUTING_KINDS, bind_routing
 from baton_modeling.graph import Module
 from baton_modeling.layers.norm import RMSNorm
 from baton_modeling.mesh import Axis
@@ -58,22 +60,49 @@ def emit(
     comm: Communicator,
     load: LoadWeights,
     check: Callable[[Operation, Callable[..., Any]], Callable[..., Any]] | None = None,
+    place: Aside | None = None,
 ) -> Program:
-    """Bind ``lowered`` for this rank. ``check`` may wrap what runs (the debug mode does)."""
+    """Bind ``lowered`` for this rank.
+
+    check: may wrap what runs (the debug mode does). place: where branches run; by default on a
+    second stream of a CUDA device, and elsewhere in line.
+    """
+    if place is None and binding.device.type == "cuda":
+        place = CudaAside(binding.device)
+    from_aside = {slot for op in lowered.operations if op.branch for slot in op.outputs}
     allocation = _Registers(lowered)
-    selections = {op.outputs[0] for op in lowered.operations if op.kind is Kind.SELECT}
+    kept = {op.outputs[0] for op in lowered.operations if op.kind is Kind.SELECT}
+    kept |= {slot for op in lowered.operations if op.branch for slot in op.inputs}
     instructions = []
     for index, operation in enumerate(lowered.operations):
         # A communicator may write into what it is given. That is fine for a tensor nobody reads
-        # again; a selection may be the very tensor it selected from.
+        # again; a selection may be the very tensor it selected from, and a branch may still read.
         read_again = operation.inputs and allocation.last[operation.inputs[0]] > index
-        owned = not read_again and not selections.intersection(operation.inputs[:1])
+        owned = not read_again and not kept.intersection(operation.inputs[:1])
         run = _bind(operation, binding, comm if owned else _Copying(comm), load)
         if check is not None:
             run = check(operation, run)
+        if place is not None:
+            run = _placed(operation, run, from_aside, place)
         inputs, outputs = allocation.step(index, operation)
         instructions.append(Instruction(run, inputs, outputs, operation.label))
     return Program(instructions, allocation.count, allocation.at[lowered.outputs[0]])
+
+
+def _placed(
+    operation: Operation, run: Callable[..., Any], from_aside: set[int], place: Aside
+) -> Callable[..., Any]:
+    if operation.branch:
+        return lambda step, *inputs: place.run(run, step, inputs)
+    awaited = [i for i, slot in enumerate(operation.inputs) if slot in from_aside]
+    if not awaited:
+        return run
+
+    def after_branch(step: Step, *inputs: Any) -> Any:
+        place.join(tuple(inputs[i] for i in awaited))
+        return run(step, *inputs)
+
+    return after_branch
 
 
 class _Copying:
@@ -86,11 +115,20 @@ class _Copying:
     def all_reduce(self, x: Tensor, axis: Axis) -> Tensor:
         return self.comm.all_reduce(x.clone(), axis)
 
-    def all_gather(self, x: Tensor, axis: Axis, dim: int) -> Tensor:
-        return self.comm.all_gather(x, axis, dim)
+    def all_gather(
+        self, x: Tensor, axis: Axis, dim: int, sizes: Sequence[int] | None = None
+    ) -> Tensor:
+        return self.comm.all_gather(x, axis, dim, sizes)
 
-    def reduce_scatter(self, x: Tensor, axis: Axis, dim: int) -> Tensor:
-        return self.comm.reduce_scatter(x.clone(), axis, dim)
+    def reduce_scatter(
+        self, x: Tensor, axis: Axis, dim: int, sizes: Sequence[int] | None = None
+    ) -> Tensor:
+        return self.comm.reduce_scatter(x.clone(), axis, dim, sizes)
+
+    def all_to_all(
+        self, x: Tensor, axis: Axis, sends: Sequence[int], receives: Sequence[int]
+    ) -> Tensor:
+        return self.comm.all_to_all(x, axis, sends, receives)
 
 
 class _Registers:
@@ -135,16 +173,19 @@ def _bind(
         return _bind_add_norm(operation, binding, comm, load)
     if operation.kind is Kind.SELECT:
         return _select
-    axis, dim = operation.axis, operation.dim
+    axis, dim, rows = operation.axis, operation.dim, operation.rows
     if axis is None:
         raise ValueError(f"{operation.label} has no mesh axis")
+    if operation.kind in ROUTING_KINDS:
+        return bind_routing(operation, axis, binding, comm)
     if operation.kind is Kind.ALL_REDUCE:
         return lambda step, x: comm.all_reduce(x, axis)
-    if operation.kind is Kind.REDUCE_SCATTER:
-        return lambda step, x: comm.reduce_scatter(x, axis, dim)
-    if operation.kind is Kind.ALL_GATHER:
-        return lambda step, x: comm.all_gather(x, axis, dim)
-    return _bind_slice(axis, dim, binding)
+    if operation.kind is Kind.SLICE:
+        return _bind_slice(axis, dim, rows, binding)
+    convert = comm.reduce_scatter if operation.kind is Kind.REDUCE_SCATTER else comm.all_gather
+    if rows:
+        return lambda step, x: convert(x, axis, dim, step.group_rows(rows))
+    return lambda step, x: convert(x, axis, dim)
 
 
 def _bind_add_norm(
@@ -163,8 +204,10 @@ def _select(step: Step, x: Tensor) -> Tensor:
     return x if step.selects_all else x.index_select(0, step.batch.logit_rows)
 
 
-def _bind_slice(axis: Axis, dim: int, binding: Binding) -> Callable[..., Any]:
+def _bind_slice(axis: Axis, dim: int, rows: str, binding: Binding) -> Callable[..., Any]:
     coordinate = axis.coordinate(binding.mesh.rank)
+    if rows:
+        return lambda step, x: x.split(step.group_rows(rows))[coordinate]
 
     def cut(step: Step, x: Tensor) -> Tensor:
         if x.shape[dim] % axis.size:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -24,10 +25,30 @@ class Kind(Enum):
     REDUCE_SCATTER = "reduce_scatter"
     ALL_GATHER = "all_gather"
     ADD_NORM = "add_norm"  # fused residual addition and norm, after an all-reduce or none
+    COUNT = "count"  # every rank learns how many rows go to each expert
+    DISPATCH = "dispatch"  # rows go to the ranks that hold their experts
+    COMBINE = "combine"  # and come back, weighted and summed
 
     @property
-    def communicates(self) -> bool:
-        return self in (Kind.ALL_REDUCE, Kind.REDUCE_SCATTER, Kind.ALL_GATHER)
+    def collective(self) -> str:
+        """The collective it always runs, "" for none."""
+        return _COLLECTIVES.get(self, "")
+
+
+_COLLECTIVES = {
+    Kind.ALL_REDUCE: "all_reduce",
+    Kind.REDUCE_SCATTER: "reduce_scatter",
+    Kind.ALL_GATHER: "all_gather",
+    Kind.COUNT: "all_gather",
+    Kind.DISPATCH: "all_to_all",
+    Kind.COMBINE: "all_to_all",
+}
+
+
+def layer_of(name: str) -> str:
+    """The part ``layers.N`` of a module's name, "" outside the layers."""
+    found = re.search(r"layers\.\d+", name)
+    return found.group() if found else ""
 
 
 @dataclass(frozen=True)
@@ -50,6 +71,10 @@ class Operation:
 
     producer, consumer: names of the modules whose edge a conversion serves.
     axis, dim: of a conversion; axis also of the all-reduce inside ADD_NORM, None without one.
+    rows: what says how the ranks of the axis share dimension 0: "tokens" or "logit_rows" of the
+        data-parallel groups; "" when the shares are equal.
+    experts: of COUNT and DISPATCH, how many there are over all ranks.
+    branch: runs beside the main line, on a stream of its own where the device has streams.
     rules: names of the rewrite rules that made or changed it.
     """
 
@@ -60,6 +85,9 @@ class Operation:
     norm: Module | None = None
     axis: Axis | None = None
     dim: int = 0
+    rows: str = ""
+    experts: int = 0
+    branch: bool = False
     producer: str = ""
     consumer: str = ""
     rules: tuple[str, ...] = ()

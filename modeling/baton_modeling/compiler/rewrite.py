@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 
-from baton_modeling.compiler.operations import Kind, Lowered, Operation
+from baton_modeling.compiler.branches import split_branches
+from baton_modeling.compiler.operations import Kind, Lowered, Operation, layer_of
 from baton_modeling.layers.norm import Add, RMSNorm
 
 ADD_NORM_RULE = "add + norm"
 REDUCE_ADD_NORM_RULE = "all-reduce + add + norm"
+DEFERRED_RULE = "reduce deferred across the layer boundary"
 
 
 def fuse_add_norm(lowered: Lowered) -> None:
@@ -40,6 +42,8 @@ def fuse_add_norm(lowered: Lowered) -> None:
             others = tuple(slot for slot in operation.inputs if slot != reduce.outputs[0])
             operation.inputs = (reduce.inputs[0], *others)
             operation.axis, operation.rules = reduce.axis, (REDUCE_ADD_NORM_RULE,)
+            if layer_of(reduce.producer) != layer_of(operation.label):
+                operation.rules += (DEFERRED_RULE,)
             operation.producer, operation.consumer = reduce.producer, reduce.consumer
     lowered.operations = [op for op in lowered.operations if id(op) not in gone]
 
@@ -56,4 +60,4 @@ def _sole_reduce(
     return None
 
 
-RULES = (fuse_add_norm,)
+RULES = (fuse_add_norm, split_branches)

@@ -11,6 +11,7 @@ from torch import Tensor
 from baton_modeling.binding import Step
 from baton_modeling.communicators import Communicator
 from baton_modeling.compiler.operations import Lowered, Operation
+from baton_modeling.placements import overlap
 
 
 class ReplicaMismatch(RuntimeError):
@@ -32,25 +33,19 @@ def checker(
         for slot in operation.outputs:
             # Any placement over an axis makes the ranks of every overlapping axis differ.
             busy = lowered.slots[slot].layout
-            checks.append(
-                [a for a in axes if not any(_overlap(a.peers(0), b.peers(0)) for b in busy)]
-            )
+            checks.append([a for a in axes if not any(overlap(a, b) for b in busy)])
 
         def checked(step: Step, *inputs: Tensor) -> Any:
             result = run(step, *inputs)
             outputs = result if isinstance(result, tuple | list) else (result,)
             for output, over in zip(outputs, checks, strict=True):
-                for axis in over:
+                for axis in over if isinstance(output, Tensor) else ():
                     _compare(output, operation.label, axis.name, comm, axis)
             return result
 
         return checked
 
     return wrap
-
-
-def _overlap(left: tuple[int, ...], right: tuple[int, ...]) -> bool:
-    return len(set(left) & set(right)) > 1
 
 
 def _compare(x: Tensor, label: str, axis_name: str, comm: Communicator, axis: Any) -> None:

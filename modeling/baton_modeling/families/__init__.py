@@ -16,12 +16,19 @@ Build = Callable[[Mapping[str, Any], torch.dtype], FamilyModel]
 # model_type -> module of this package with build().
 FAMILIES: dict[str, str] = {
     "deepseek_v3": "deepseek_v3",
+    "deepseek_v2": "deepseek_v3",
     "kimi_k2": "deepseek_v3",
     "llama": "llama",
     "qwen2": "llama",
     "qwen3": "llama",
     "qwen3_moe": "llama",
     "minimax_m2": "minimax_m2",
+    "gpt_oss": "gpt_oss",
+    "qwen3_next": "qwen3_next",
+    "qwen3_5": "qwen3_next",
+    "qwen3_5_text": "qwen3_next",
+    "qwen3_5_moe": "qwen3_next",
+    "qwen3_5_moe_text": "qwen3_next",
 }
 
 

@@ -1,6 +1,7 @@
 """DeepSeek-V3 (DeepSeek-AI, 2024): latent attention and group-routed experts.
 
-Also Kimi K2, whose text model has this form with one expert group.
+Also Kimi K2, whose text model has this form with one expert group, and DeepSeek-V2 (2024), whose
+experts are chosen by a softmax.
 """
 
 from __future__ import annotations
@@ -12,17 +13,16 @@ from typing import Any
 
 import torch
 
-from baton_modeling.cache import CacheGroup, CacheLayout
+from baton_modeling.cache import CacheLayout, entry_group
 from baton_modeling.families.family import ConfigReader, FamilyModel
 from baton_modeling.graph import Graph, Value
 from baton_modeling.layers.embedding import Embedding, OutputHead
 from baton_modeling.layers.linear import ColumnLinear, JoinedLinear, RowLinear, SwiGLU
 from baton_modeling.layers.mla import LatentAttention, LatentShape
-from baton_modeling.layers.moe import Experts, SigmoidRouter, SigmoidRouting
+from baton_modeling.layers.moe import Experts, SigmoidRouter, SigmoidRouting, SoftmaxRouter
 from baton_modeling.layers.norm import Add, RMSNorm
 from baton_modeling.layers.rotary import Rope, RotaryTable, parse_rope, yarn_mscale
-
-MODEL_TYPES = ("deepseek_v3", "kimi_k2")
+from baton_modeling.mesh import Mesh
 
 # The norms inside attention keep this epsilon whatever the config says.
 _LATENT_NORM_EPS = 1e-6
@@ -30,7 +30,10 @@ _LATENT_NORM_EPS = 1e-6
 
 @dataclass(frozen=True)
 class DeepseekV3:
-    """A checked config. q_lora_rank 0: queries are projected directly."""
+    """A checked config. q_lora_rank 0: queries are projected directly.
+
+    softmax: experts are scored by a softmax (V2) and not by sigmoids with a bias.
+    """
 
     vocab: int
     hidden: int
@@ -40,6 +43,7 @@ class DeepseekV3:
     expert_inner: int
     shared_experts: int
     routing: SigmoidRouting
+    softmax: bool
     attention: LatentShape
     q_lora_rank: int
     attention_bias: bool
@@ -60,19 +64,24 @@ class DeepseekV3:
 
 def parse(config: Mapping[str, Any]) -> DeepseekV3:
     """Check ``config``; CheckpointError names the field whose value is not supported."""
-    read = ConfigReader("deepseek_v3", config)
+    second = config["model_type"] == "deepseek_v2"
+    read = ConfigReader(str(config["model_type"]), config)
     read.require("hidden_act", "silu")
-    read.require("scoring_func", "sigmoid")
-    read.require("topk_method", "noaux_tc")
+    read.require("scoring_func", "softmax" if second else "sigmoid")
+    read.require("topk_method", *(("greedy", "group_limited_greedy") if second else ("noaux_tc",)))
     read.require("moe_layer_freq", 1)
+    read.require("mlp_bias", False)
+    if second:  # whether the weights are then scaled as well is told differently by its sources
+        read.require("norm_topk_prob", False)
+    grouped = not second or config.get("topk_method") == "group_limited_greedy"
     heads = read.whole("num_attention_heads")
     read.require("num_key_value_heads", heads)
     routing = SigmoidRouting(
         read.whole("n_routed_experts"),
         read.whole("num_experts_per_tok"),
-        read.whole("n_group", 1),
-        read.whole("topk_group", 1),
-        read.flag("norm_topk_prob", True),
+        read.whole("n_group", 1) if grouped else 1,
+        read.whole("topk_group", 1) if grouped else 1,
+        read.flag("norm_topk_prob", not second),
         read.number("routed_scaling_factor", 1.0),
     )
     rope = parse_rope(config)
@@ -89,6 +98,7 @@ def parse(config: Mapping[str, Any]) -> DeepseekV3:
         expert_inner=read.whole("moe_intermediate_size"),
         shared_experts=read.whole("n_shared_experts", 0),
         routing=routing,
+        softmax=second,
         attention=LatentShape(
             heads,
             read.whole("qk_nope_head_dim"),
@@ -126,8 +136,13 @@ def build(config: Mapping[str, Any], dtype: torch.dtype) -> FamilyModel:
     x = g(RMSNorm("model.norm", c.hidden, c.eps), x)
     tied_to = "model.embed_tokens" if c.tied else None
     g.output(g(OutputHead("lm_head", c.hidden, c.vocab, tied_to), x))
-    entry = CacheGroup("full", c.layers, c.attention.entry, dtype)
-    return FamilyModel(g, lambda mesh: CacheLayout((entry,)), skipped(c), c.block)
+    return FamilyModel(g, lambda mesh: cache(c, mesh, dtype), skipped(c), c.block)
+
+
+def cache(c: DeepseekV3, mesh: Mesh, dtype: torch.dtype) -> CacheLayout:
+    """The latents, whole on every rank of a group that shares its requests."""
+    alone = mesh.axis("dp").size == 1
+    return CacheLayout((entry_group("full", c.layers, c.attention.entry, dtype, replicated=alone),))
 
 
 def attention(
@@ -156,7 +171,7 @@ def attention(
 
 def mixture(g: Graph, c: DeepseekV3, name: str, x: Value) -> Value:
     """Routed experts beside the shared one; both give partial sums, reduced together."""
-    weights, chosen = g.apply(SigmoidRouter(f"{name}.gate", c.hidden, c.routing), x)
+    weights, chosen = g.apply(router(c, f"{name}.gate"), x)
     experts = Experts(f"{name}.experts", c.hidden, c.expert_inner, c.routing.experts)
     routed = g(experts, x, weights, chosen)
     if not c.shared_experts:
@@ -164,6 +179,23 @@ def mixture(g: Graph, c: DeepseekV3, name: str, x: Value) -> Value:
     inner = c.expert_inner * c.shared_experts
     shared = g(SwiGLU(f"{name}.shared_experts", c.hidden, inner, "dense_tp"), x)
     return g(Add(f"{name}.sum", c.hidden), routed, shared)
+
+
+def router(c: DeepseekV3, name: str) -> SigmoidRouter | SoftmaxRouter:
+    """Both limit the choice to the best groups of experts."""
+    r = c.routing
+    if not c.softmax:
+        return SigmoidRouter(name, c.hidden, r)
+    return SoftmaxRouter(
+        name,
+        c.hidden,
+        r.experts,
+        r.top_k,
+        normalise=r.norm_topk_prob,
+        scale=r.routed_scaling_factor,
+        groups=r.n_group,
+        top_groups=r.topk_group,
+    )
 
 
 def skipped(c: DeepseekV3) -> tuple[str, ...]:

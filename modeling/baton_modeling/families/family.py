@@ -13,18 +13,34 @@ from baton_modeling.mesh import Mesh
 
 
 @dataclass(frozen=True)
+class Drafting:
+    """A model with its multi-token-prediction layer.
+
+    graph: the model, keeping its hidden states. draft: the layer, with embedding and output head.
+    cache: the layout with the layer's entries. skipped: as in FamilyModel.
+    """
+
+    graph: Graph
+    draft: Graph
+    cache: Callable[[Mesh], CacheLayout]
+    skipped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class FamilyModel:
     """A family applied to one config.
 
     cache: the layout of the cache on one rank of a mesh.
     skipped: regular expressions of checkpoint tensors that are left out knowingly.
     block: rows and columns per scale of weights stored in FP8; they are dequantised as read.
+    drafting: the same with a drafting layer, for families that have one.
     """
 
     graph: Graph
     cache: Callable[[Mesh], CacheLayout]
     skipped: tuple[str, ...] = ()
     block: tuple[int, int] | None = None
+    drafting: Drafting | None = None
 
 
 class ConfigReader:
@@ -63,6 +79,34 @@ class ConfigReader:
         value = self.config.get(name)
         if value is not None and value not in allowed:
             raise self.refusal(name, f"supported: {', '.join(map(repr, allowed)) or 'absent'}")
+
+    def windows(self, default: Callable[[int], bool] | None = None) -> tuple[int, ...]:
+        """The sliding window of every layer, 0 for full attention, from ``layer_types``.
+
+        default: whether a layer slides where ``layer_types`` is absent.
+        """
+        layers = self.whole("num_hidden_layers")
+        kinds = self.config.get("layer_types")
+        if kinds is None:
+            slides = [default is not None and default(layer) for layer in range(layers)]
+        elif len(kinds) != layers or not {"full_attention", "sliding_attention"} >= set(kinds):
+            raise self.refusal(
+                "layer_types",
+                f"supported: full_attention or sliding_attention for each of {layers} layers",
+            )
+        else:
+            slides = [kind == "sliding_attention" for kind in kinds]
+        window = self.whole("sliding_window", 0) if any(slides) else 0
+        if any(slides) and window < 1:
+            raise self.refusal("sliding_window", "layers that slide need a positive window")
+        return tuple(window if each else 0 for each in slides)
+
+    def packed(self, method: str) -> bool:
+        """Whether the experts are packed by ``method``; refuses any other quantisation."""
+        fields = self.config.get("quantization_config")
+        if fields is not None and fields.get("quant_method") != method:
+            raise self.refusal("quantization_config", f"supported: {method}, or plain weights")
+        return fields is not None
 
     def quantisation(self) -> tuple[int, int] | None:
         """The block of an FP8 checkpoint's scales, None for plain weights; refuses the rest."""

@@ -12,16 +12,14 @@ from typing import Any
 
 import torch
 
-from baton_modeling.cache import CacheGroup, CacheLayout
 from baton_modeling.families.family import ConfigReader, FamilyModel
 from baton_modeling.graph import Graph, Value
 from baton_modeling.layers.embedding import Embedding, OutputHead
-from baton_modeling.layers.gqa import GroupedAttention, HeadNorm, HeadShape
+from baton_modeling.layers.gqa import GroupedAttention, HeadNorm, HeadShape, head_cache
 from baton_modeling.layers.linear import JoinedColumnLinear, RowLinear, SwiGLU
 from baton_modeling.layers.moe import Experts, SoftmaxRouter
 from baton_modeling.layers.norm import Add, RMSNorm
 from baton_modeling.layers.rotary import Rope, RotaryTable, parse_rope
-from baton_modeling.mesh import Mesh
 
 
 @dataclass(frozen=True)
@@ -39,6 +37,7 @@ class Decoder:
     heads: HeadShape
     qkv_bias: bool
     out_bias: bool
+    windows: tuple[int, ...]
     head_norms: bool
     rope: Rope
     eps: float
@@ -56,12 +55,8 @@ def parse(config: Mapping[str, Any]) -> Decoder:
     family = str(config["model_type"])
     read = ConfigReader(family, config)
     read.require("hidden_act", "silu")
-    read.require("use_sliding_window", False)
     read.require("mlp_bias", False)
     layers, heads = read.whole("num_hidden_layers"), read.whole("num_attention_heads")
-    kinds = config.get("layer_types") or []
-    if any(kind != "full_attention" for kind in kinds):
-        raise read.refusal("layer_types", "only full_attention layers are supported")
     size = read.whole("head_dim", read.whole("hidden_size") // heads)
     rope = parse_rope(config)
     bias = read.flag("attention_bias", False)
@@ -76,6 +71,7 @@ def parse(config: Mapping[str, Any]) -> Decoder:
         ),
         qkv_bias=bias or family == "qwen2",
         out_bias=bias,
+        windows=_windows(read, family),
         head_norms=family in ("qwen3", "qwen3_moe"),
         rope=rope,
         eps=read.number("rms_norm_eps", 1e-6),
@@ -87,6 +83,18 @@ def parse(config: Mapping[str, Any]) -> Decoder:
         normalise=moe and read.flag("norm_topk_prob", False),
         dense_layers=_dense_layers(read, layers) if moe else frozenset(range(layers)),
     )
+
+
+def _windows(read: ConfigReader, family: str) -> tuple[int, ...]:
+    """Qwen2 and Qwen3 may slide in their upper layers, Qwen3-MoE in all of them."""
+    if family != "llama" and not read.flag("use_sliding_window", False):
+        read.require("layer_types", ["full_attention"] * read.whole("num_hidden_layers"))
+        return (0,) * read.whole("num_hidden_layers")
+    if family == "llama":
+        read.require("sliding_window")
+        return read.windows()
+    first = 0 if family == "qwen3_moe" else read.whole("max_window_layers", 28)
+    return read.windows(default=lambda layer: layer >= first)
 
 
 def _experts(read: ConfigReader) -> int:
@@ -123,7 +131,7 @@ def build(config: Mapping[str, Any], dtype: torch.dtype) -> FamilyModel:
         g(OutputHead("lm_head", c.hidden, c.vocab, "model.embed_tokens" if c.tied else None), x)
     )
     skipped = (r".*\.rotary_emb\.inv_freq", *((r"lm_head\.weight",) if c.tied else ()))
-    return FamilyModel(g, lambda mesh: cache(c, mesh, dtype), skipped, c.block)
+    return FamilyModel(g, lambda mesh: head_cache(c.heads, c.layers, mesh, dtype), skipped, c.block)
 
 
 def attention(
@@ -138,7 +146,8 @@ def attention(
     if c.head_norms:
         q = g(HeadNorm(f"{name}.q_norm", s.heads, s.size, c.eps), q)
         k = g(HeadNorm(f"{name}.k_norm", s.kv_heads, s.size, c.eps), k)
-    out = g(GroupedAttention(name, s, layer), q, k, v, cos, sin)
+    attend = GroupedAttention(name, s, layer, window=c.windows[layer])
+    out = g(attend, q, k, v, cos, sin)
     width = s.heads * s.size
     return g(RowLinear(f"{name}.o_proj", width, c.hidden, "attn_tp", bias=c.out_bias), out)
 
@@ -148,10 +157,3 @@ def mixture(g: Graph, c: Decoder, name: str, x: Value) -> Value:
     router = SoftmaxRouter(f"{name}.gate", c.hidden, c.experts, c.top_k, normalise=c.normalise)
     weights, chosen = g.apply(router, x)
     return g(Experts(f"{name}.experts", c.hidden, c.expert_inner, c.experts), x, weights, chosen)
-
-
-def cache(c: Decoder, mesh: Mesh, dtype: torch.dtype) -> CacheLayout:
-    """Keys and values of this rank's heads."""
-    ranks = mesh.axis("attn_tp").size
-    width = 2 * c.heads.kv_heads * c.heads.size // ranks
-    return CacheLayout((CacheGroup("full", c.layers, width, dtype, replicated=ranks == 1),))

@@ -12,16 +12,14 @@ from typing import Any
 
 import torch
 
-from baton_modeling.cache import CacheGroup, CacheLayout
 from baton_modeling.families.family import ConfigReader, FamilyModel
 from baton_modeling.graph import Graph, Value
 from baton_modeling.layers.embedding import Embedding, OutputHead
-from baton_modeling.layers.gqa import GroupedAttention, HeadShape
+from baton_modeling.layers.gqa import GroupedAttention, HeadShape, head_cache
 from baton_modeling.layers.linear import JoinedColumnLinear, RowLinear
 from baton_modeling.layers.moe import Experts, SigmoidRouter, SigmoidRouting
 from baton_modeling.layers.norm import Add, RMSNorm
 from baton_modeling.layers.rotary import Rope, RotaryTable, parse_rope
-from baton_modeling.mesh import Mesh
 
 
 @dataclass(frozen=True)
@@ -49,6 +47,8 @@ def parse(config: Mapping[str, Any]) -> MiniMaxM2:
     read.require("use_qk_norm", True)
     read.require("qk_norm_type", "per_layer")
     read.require("shared_intermediate_size", 0)
+    read.require("attn_type_list", [1] * read.whole("num_hidden_layers"))  # 1: full attention
+    read.require("sliding_window")
     heads = read.whole("num_attention_heads")
     size = read.whole("head_dim", read.whole("hidden_size") // heads)
     rope = parse_rope(config)
@@ -89,7 +89,7 @@ def build(config: Mapping[str, Any], dtype: torch.dtype) -> FamilyModel:
         g(OutputHead("lm_head", c.hidden, c.vocab, "model.embed_tokens" if c.tied else None), x)
     )
     skipped = (rf"model\.layers\.{c.layers}\..*", r".*\.rotary_emb\.inv_freq")
-    return FamilyModel(g, lambda mesh: cache(c, mesh, dtype), skipped, c.block)
+    return FamilyModel(g, lambda mesh: head_cache(c.heads, c.layers, mesh, dtype), skipped, c.block)
 
 
 def attention(
@@ -112,10 +112,3 @@ def mixture(g: Graph, c: MiniMaxM2, name: str, x: Value) -> Value:
     weights, chosen = g.apply(SigmoidRouter(f"{name}.gate", c.hidden, c.routing, bias), x)
     experts = Experts(f"{name}.experts", c.hidden, c.inner, c.routing.experts, ("w1", "w3", "w2"))
     return g(experts, x, weights, chosen)
-
-
-def cache(c: MiniMaxM2, mesh: Mesh, dtype: torch.dtype) -> CacheLayout:
-    """Keys and values of this rank's heads."""
-    ranks = mesh.axis("attn_tp").size
-    width = 2 * c.heads.kv_heads * c.heads.size // ranks
-    return CacheLayout((CacheGroup("full", c.layers, width, dtype, replicated=ranks == 1),))

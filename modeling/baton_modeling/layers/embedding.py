@@ -9,7 +9,7 @@ from torch import Tensor
 from baton_kernels import ops
 from baton_modeling.binding import Binding
 from baton_modeling.graph import Compute, Module, Signature
-from baton_modeling.placements import REPLICATED, Partial, Shard
+from baton_modeling.placements import OWN_TOKENS, REPLICATED, Partial, Shard
 from baton_modeling.weights import Weight
 
 
@@ -20,7 +20,7 @@ class Embedding(Module):
         self.name, self.vocab, self.hidden, self.axis = name, vocab, hidden, axis
 
     def signature(self) -> Signature:
-        return Signature((), ({self.axis: Partial()},))
+        return Signature((), ({self.axis: Partial(), **OWN_TOKENS},))
 
     def features(self) -> tuple[int, ...]:
         return (self.hidden,)

@@ -132,7 +132,11 @@ class JoinedLinear(Module):
 
 
 class JoinedColumnLinear(Module):
-    """Column-cut linear maps of one input in a single product; one output each (q, k and v)."""
+    """Column-cut linear maps of one input in a single product; one output each (q, k and v).
+
+    sources: (checkpoint name, outputs) of each; a name that comes again is the same tensor, and its
+    next rows are meant.
+    """
 
     rowwise = True
 
@@ -170,13 +174,56 @@ class JoinedColumnLinear(Module):
         return lambda step, x: torch.split(linear(x, weight, bias), splits, dim=1)
 
 
-class SwiGLU(Module):
-    """The gated feed-forward ``down(silu(gate(x)) * up(x))``, its inner dimension cut."""
+class GroupedColumnLinear(Module):
+    """Linear maps stored together group by group, cut by groups; one output each.
+
+    The checkpoint's weight has rows [groups, sum(parts)]: for every head, say, its query and then
+    its gate. Output i is [T, groups * parts[i]].
+    """
 
     rowwise = True
 
-    def __init__(self, name: str, hidden: int, inner: int, axis: str) -> None:
+    def __init__(
+        self, name: str, inputs: int, groups: int, parts: Sequence[int], axis: str
+    ) -> None:
+        self.name, self.inputs, self.axis = name, inputs, axis
+        self.groups, self.parts = groups, tuple(parts)
+
+    def signature(self) -> Signature:
+        return Signature((REPLICATED,), ({self.axis: Shard(1)},) * len(self.parts))
+
+    def features(self) -> tuple[int, ...]:
+        return tuple(self.groups * part for part in self.parts)
+
+    def weights(self) -> Mapping[str, Weight]:
+        rows = self.groups * sum(self.parts)
+        cut = {self.axis: Shard(0)}
+        return {"weight": Weight.of(f"{self.name}.weight", rows, self.inputs, shards=cut)}
+
+    def bind(self, binding: Binding, weights: Mapping[str, Tensor]) -> Compute:
+        linear = binding.operator(ops.linear)
+        groups = binding.local(self.groups, self.axis)
+        stored = weights["weight"].view(groups, sum(self.parts), self.inputs)
+        weight = torch.cat(
+            [part.flatten(0, 1) for part in torch.split(stored, list(self.parts), 1)]
+        )
+        splits = [groups * part for part in self.parts]
+        return lambda step, x: torch.split(linear(x, weight, None), splits, dim=1)
+
+
+class SwiGLU(Module):
+    """The gated feed-forward ``down(silu(gate(x)) * up(x))``, its inner dimension cut.
+
+    scaled_by: a map of the input to one number, whose sigmoid scales the result (a shared expert).
+    """
+
+    rowwise = True
+
+    def __init__(
+        self, name: str, hidden: int, inner: int, axis: str, *, scaled_by: str | None = None
+    ) -> None:
         self.name, self.hidden, self.inner, self.axis = name, hidden, inner, axis
+        self.scaled_by = scaled_by
 
     def signature(self) -> Signature:
         return Signature((REPLICATED,), ({self.axis: Partial()},))
@@ -186,7 +233,9 @@ class SwiGLU(Module):
 
     def weights(self) -> Mapping[str, Weight]:
         wide = (self.inner, self.hidden)
+        scale = {"scale": Weight.of(f"{self.scaled_by}.weight", 1, self.hidden)}
         return {
+            **(scale if self.scaled_by else {}),
             "gate_up": Weight.joined(
                 [(f"{self.name}.gate_proj.weight", wide), (f"{self.name}.up_proj.weight", wide)],
                 shards={self.axis: Shard(0)},
@@ -203,4 +252,9 @@ class SwiGLU(Module):
         linear = binding.operator(ops.linear)
         silu_mul = binding.operator(ops.silu_mul)
         gate_up, down = weights["gate_up"], weights["down"]
-        return lambda step, x: linear(silu_mul(linear(x, gate_up)), down)
+        if self.scaled_by is None:
+            return lambda step, x: linear(silu_mul(linear(x, gate_up)), down)
+        scaled, scale = binding.operator(ops.sigmoid_mul), weights["scale"]
+        return lambda step, x: scaled(
+            linear(silu_mul(linear(x, gate_up)), down), linear(x, scale, None)
+        )

@@ -11,7 +11,7 @@ from torch import Tensor
 from baton_kernels import ops
 from baton_modeling.binding import Binding, Step
 from baton_modeling.graph import Compute, Module, Signature
-from baton_modeling.placements import REPLICATED, Shard
+from baton_modeling.placements import OWN_TOKENS, Shard
 from baton_modeling.weights import Weight
 
 
@@ -59,8 +59,8 @@ class LatentAttention(Module):
         self.interleaved, self.layer, self.group, self.axis = interleaved, layer, group, axis
 
     def signature(self) -> Signature:
-        heads = {self.axis: Shard(1)}
-        return Signature((heads, REPLICATED, REPLICATED, REPLICATED, REPLICATED), (heads,))
+        heads = {self.axis: Shard(1), **OWN_TOKENS}
+        return Signature((heads, *[OWN_TOKENS] * 4), (heads,))
 
     def features(self) -> tuple[int, ...]:
         return (self.shape.heads * self.shape.value,)
@@ -77,8 +77,9 @@ class LatentAttention(Module):
         heads = binding.local(shape.heads, self.axis)
         cache = binding.cache(self.group, self.layer)
         sizes = {"heads": heads, "rank": rank, "rope": shape.rope}
+        sizes |= {"converts": int(binding.converts_cache)}
         rotate = binding.operator(ops.rotate)
-        write = binding.operator(ops.cache_write)
+        write = binding.cache_write((rank, shape.rope))
         attend_one = binding.operator(ops.mla_decode, None, **sizes)
         attend_chunk = binding.operator(ops.mla_prefill, None, **sizes)
         up = weights["kv_b"].view(heads, nope + shape.value, rank)

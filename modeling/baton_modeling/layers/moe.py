@@ -10,7 +10,7 @@ from torch import Tensor
 
 from baton_kernels import ops
 from baton_modeling.binding import Binding, Step
-from baton_modeling.graph import Compute, Module, Signature
+from baton_modeling.graph import Compute, Dispatch, Module, Signature
 from baton_modeling.placements import REPLICATED, Partial, Shard
 from baton_modeling.weights import Source, Weight
 
@@ -72,15 +72,29 @@ class SigmoidRouter(Module):
 
 
 class SoftmaxRouter(Module):
-    """The most probable experts: [T, hidden] -> weights float32, expert ids, both [T, top_k]."""
+    """The most probable experts: [T, hidden] -> weights float32, expert ids, both [T, top_k].
+
+    groups, top_groups: only experts of the best groups are eligible. scale: of the weights. bias:
+    the logits have one.
+    """
 
     rowwise = True
 
     def __init__(
-        self, name: str, hidden: int, experts: int, top_k: int, *, normalise: bool
+        self,
+        name: str,
+        hidden: int,
+        experts: int,
+        top_k: int,
+        *,
+        normalise: bool,
+        scale: float = 1.0,
+        groups: int = 1,
+        top_groups: int = 1,
+        bias: bool = False,
     ) -> None:
-        self.name, self.hidden, self.experts = name, hidden, experts
-        self.top_k, self.normalise = top_k, normalise
+        self.name, self.hidden, self.experts, self.top_k = name, hidden, experts, top_k
+        self.bias, self.choice = bias, (normalise, scale, groups, top_groups)
 
     def signature(self) -> Signature:
         return Signature((REPLICATED,), (REPLICATED, REPLICATED))
@@ -89,15 +103,17 @@ class SoftmaxRouter(Module):
         return (self.top_k, self.top_k)
 
     def weights(self) -> Mapping[str, Weight]:
-        return {
-            "gate": Weight.of(f"{self.name}.weight", self.experts, self.hidden, dtype=torch.float32)
-        }
+        wide = torch.float32
+        weights = {"gate": Weight.of(f"{self.name}.weight", self.experts, self.hidden, dtype=wide)}
+        if self.bias:
+            weights["bias"] = Weight.of(f"{self.name}.bias", self.experts, dtype=wide)
+        return weights
 
     def bind(self, binding: Binding, weights: Mapping[str, Tensor]) -> Compute:
         linear = binding.operator(ops.linear, torch.float32)
         route = binding.operator(ops.route_softmax, torch.float32, experts=self.experts)
-        gate, top_k, normalise = weights["gate"], self.top_k, self.normalise
-        return lambda step, x: route(linear(x.float(), gate, None), top_k, normalise, 1.0)
+        gate, bias, top_k, choice = weights["gate"], weights.get("bias"), self.top_k, self.choice
+        return lambda step, x: route(linear(x.float(), gate, bias), top_k, *choice)
 
 
 class Experts(Module):
@@ -115,6 +131,7 @@ class Experts(Module):
     ) -> None:
         self.name, self.hidden, self.inner = name, hidden, inner
         self.experts, self.parts = experts, parts
+        self.dispatch = Dispatch("ep", experts)
 
     def signature(self) -> Signature:
         inputs = (REPLICATED, REPLICATED, REPLICATED)
@@ -124,19 +141,28 @@ class Experts(Module):
         return (self.hidden,)
 
     def weights(self) -> Mapping[str, Weight]:
-        def stack(shape: tuple[int, int], dim: int, *parts: str) -> Weight:
-            groups = tuple(
-                tuple(Source(f"{self.name}.{e}.{part}.weight", shape) for part in parts)
-                for e in range(self.experts)
-            )
-            cut = (("moe_tp", Shard(dim)),)
-            return Weight(groups, cut, stacked=True, stack_axis="ep")
-
         gate, up, down = self.parts
         return {
-            "gate_up": stack((self.inner, self.hidden), 0, gate, up),
-            "down": stack((self.hidden, self.inner), 1, down),
+            "gate_up": self._stack((self.inner, self.hidden), 0, "gate_up_proj", gate, up),
+            "down": self._stack((self.hidden, self.inner), 1, "down_proj", down),
         }
+
+    def _stack(self, shape: tuple[int, int], dim: int, fused: str, *parts: str) -> Weight:
+        """Expert by expert, or all experts in one tensor, as transformers 5 keeps them."""
+        groups = tuple(
+            tuple(Source(f"{self.name}.{e}.{part}.weight", shape) for part in parts)
+            for e in range(self.experts)
+        )
+        rows = shape[0]
+        whole = (self.experts, rows * len(parts), shape[1])
+        sources = tuple(
+            Source(f"{self.name}.{fused}", whole, (1, i * rows, rows)) for i in range(len(parts))
+        )
+        cut = (("ep", Shard(0)), ("moe_tp", Shard(dim + 1)))
+        together = Weight((sources,), cut, join=1)
+        return Weight(
+            groups, (("moe_tp", Shard(dim)),), stacked=True, stack_axis="ep", otherwise=together
+        )
 
     def bind(self, binding: Binding, weights: Mapping[str, Tensor]) -> Compute:
         gate_up, down = weights["gate_up"], weights["down"]

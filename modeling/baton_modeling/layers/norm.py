@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from baton_kernels import ops
@@ -13,11 +14,26 @@ from baton_modeling.placements import REPLICATED, Resolved, Shard
 from baton_modeling.weights import Weight
 
 
+class NormWeight:
+    """The weight of a norm. Zero-centred ones are stored less one, and applied in float32."""
+
+    def __init__(self, name: str, size: int, zero_centred: bool) -> None:
+        self.name, self.size, self.zero_centred = name, size, zero_centred
+
+    def declared(self) -> Mapping[str, Weight]:
+        wide = torch.float32 if self.zero_centred else None
+        return {"weight": Weight.of(f"{self.name}.weight", self.size, dtype=wide)}
+
+    def loaded(self, weights: Mapping[str, Tensor]) -> Tensor:
+        return weights["weight"] + 1 if self.zero_centred else weights["weight"]
+
+
 class RMSNorm(Elementwise):
     """Root-mean-square norm of each row; works on whole rows, of all tokens or of a shard."""
 
-    def __init__(self, name: str, hidden: int, eps: float) -> None:
+    def __init__(self, name: str, hidden: int, eps: float, *, zero_centred: bool = False) -> None:
         self.name, self.hidden, self.eps = name, hidden, eps
+        self.weight = NormWeight(name, hidden, zero_centred)
 
     def signature(self) -> Signature:
         return Signature((REPLICATED,))
@@ -30,11 +46,11 @@ class RMSNorm(Elementwise):
         return (self.hidden,)
 
     def weights(self) -> Mapping[str, Weight]:
-        return {"weight": Weight.of(f"{self.name}.weight", self.hidden)}
+        return self.weight.declared()
 
     def bind(self, binding: Binding, weights: Mapping[str, Tensor]) -> Compute:
         norm = binding.operator(ops.rms_norm, hidden=self.hidden)
-        weight, eps = weights["weight"], self.eps
+        weight, eps = self.weight.loaded(weights), self.eps
         return lambda step, x: norm(x, weight, eps)
 
     def bind_with_add(
@@ -42,7 +58,7 @@ class RMSNorm(Elementwise):
     ) -> Callable[[Step, Tensor, Tensor], tuple[Tensor, Tensor]]:
         """The norm fused with the addition before it: (x, residual) -> (sum, its norm)."""
         norm = binding.operator(ops.add_rms_norm, hidden=self.hidden)
-        weight, eps = weights["weight"], self.eps
+        weight, eps = self.weight.loaded(weights), self.eps
         return lambda step, x, residual: norm(x, residual, weight, eps)
 
 

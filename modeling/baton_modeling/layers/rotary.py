@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +14,15 @@ from baton_kernels import ops
 from baton_modeling.binding import Binding
 from baton_modeling.description import CheckpointError
 from baton_modeling.graph import Compute, Module, Signature
-from baton_modeling.placements import REPLICATED
+from baton_modeling.placements import OWN_TOKENS
 
 
 @dataclass(frozen=True)
 class Rope:
     """Rotary parameters, from ``rope_parameters`` or from ``rope_theta`` and ``rope_scaling``.
 
-    kind: ``default``, ``yarn`` or ``llama3``; the fields they use have their names in configs.
+    kind: ``default``, ``linear``, ``yarn`` or ``llama3``; the fields they use have their names in
+    configs.
     partial: part of each head that is rotated.
     """
 
@@ -58,22 +59,32 @@ _KNOWN = {
 }
 
 
-def parse_rope(config: Mapping[str, Any]) -> Rope:
+def parse_rope(
+    config: Mapping[str, Any], partial: float = 1.0, without_meaning: Collection[str] = ()
+) -> Rope:
     """Rotary parameters of a config in the published or in transformers 5's form.
 
+    partial: part of a head that is rotated when the config does not say.
+    without_meaning: fields that change nothing where this model is used.
     Raises CheckpointError naming the kind or field that is not supported.
     """
     fields = config.get("rope_parameters") or config.get("rope_scaling") or {}
     theta = float(fields.get("rope_theta") or config.get("rope_theta") or 10000.0)
     kind = fields.get("rope_type") or fields.get("type") or "default"
-    unknown = sorted(set(fields) - _KNOWN)
+    unknown = sorted(set(fields) - _KNOWN - set(without_meaning))
     if unknown:
         raise CheckpointError(f"rope parameters {', '.join(unknown)} are not supported")
-    partial = fields.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
-    if kind == "default":
-        return Rope(theta, partial=float(partial))
-    if kind not in ("yarn", "llama3"):
-        raise CheckpointError(f"rope type {kind!r} is not supported; default, yarn and llama3 are")
+    stated = fields.get("partial_rotary_factor") or config.get("partial_rotary_factor")
+    partial = float(stated or partial)
+    if kind in ("default", "dynamic"):
+        # Dynamic NTK only changes positions past max_position_embeddings, which are not served.
+        return Rope(theta, partial=partial)
+    if kind not in ("linear", "yarn", "llama3"):
+        raise CheckpointError(
+            f"rope type {kind!r} is not supported; default, linear, dynamic, yarn and llama3 are"
+        )
+    if kind == "linear" and not fields.get("factor"):
+        raise CheckpointError("rope type 'linear' needs a factor, and there is none")
     original = int(
         fields.get("original_max_position_embeddings") or config["max_position_embeddings"]
     )
@@ -91,7 +102,7 @@ def parse_rope(config: Mapping[str, Any]) -> Rope:
         bool(fields.get("truncate", True)),
         float(fields.get("low_freq_factor") or 1.0),
         float(fields.get("high_freq_factor") or 4.0),
-        float(partial),
+        partial,
     )
 
 
@@ -120,6 +131,8 @@ def frequencies(rope: Rope, dim: int) -> Tensor:
     powers = rope.theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
     if rope.kind == "default":
         return 1.0 / powers
+    if rope.kind == "linear":
+        return 1.0 / powers / rope.factor
     if rope.kind == "llama3":
         return _llama3(rope, 1.0 / powers)
 
@@ -151,7 +164,7 @@ class RotaryTable(Module):
         self.name, self.rope, self.dim = name, rope, dim
 
     def signature(self) -> Signature:
-        return Signature((), (REPLICATED, REPLICATED))
+        return Signature((), (OWN_TOKENS, OWN_TOKENS))
 
     def features(self) -> tuple[int, ...]:
         return (self.dim // 2, self.dim // 2)

@@ -4,7 +4,10 @@
 
 #include <cstdint>
 #include <optional>
+#include <utility>
+#include <vector>
 
+#include "baton/host_tier.h"
 #include "baton/ids.h"
 #include "baton/page_table.h"
 #include "baton/slot_pool.h"
@@ -20,28 +23,39 @@ class Idle {
   Idle() = default;
 };
 
-// A remote read into this request's pages is under way. Whoever holds the ticket must keep the
-// pages; only the fetch's terminal event takes it away.
+// Pages of this request are being filled, by remote reads or from the host tier. Whoever holds the
+// ticket must keep the pages; the ticket keeps what is read in the host tier. Only the terminal
+// event takes it away.
 class [[nodiscard]] FetchTicket {
  public:
   FetchTicket(FetchTicket&&) noexcept = default;
   FetchTicket& operator=(FetchTicket&&) noexcept = default;
   FetchTicket(const FetchTicket&) = delete;
   FetchTicket& operator=(const FetchTicket&) = delete;
-  static FetchTicket issue() { return FetchTicket(); }
+  // `restored`: host pages that fill the first of the missing pages.
+  static FetchTicket issue(std::vector<HostPage>&& restored = {}) {
+    return FetchTicket(std::move(restored));
+  }
+
+  const std::vector<HostPage>& restored() const { return restored_; }
 
  private:
-  FetchTicket() = default;
+  explicit FetchTicket(std::vector<HostPage>&& restored) : restored_(std::move(restored)) {}
+
+  std::vector<HostPage> restored_;
 };
 
 struct AdmittedToFetch {
   Slot slot;
   PageTable pages;
   FetchTicket ticket;
+  std::size_t wanted;  // one past the last page that is to be filled
+  bool awaits;         // a first token comes with it
 };
 struct AdmittedToCompute {
   Slot slot;
   PageTable pages;
+  std::size_t copied_tokens = 0;  // what a copy brings of the first writable page
 };
 struct PagesArrived {
   std::size_t count;  // the next ones
@@ -60,12 +74,31 @@ struct PromptHandedOut {  // the same, for a request that another worker decodes
   Token token;
   Micros hold_deadline;
 };
+struct Drafted {  // guesses at what follows its last token
+  std::span<const Token> tokens;
+};
 struct TokenSampled {
   Token token;
 };
 struct Stopped {  // it has its last token, or it failed
   FinishReason reason;
 };
+struct TurnParked {  // it has its last token, and its session awaits a tool's answer
+  Micros deadline;
+};
+struct ParkSettled {  // no step has a row of it any more
+  Idle idle;
+};
+struct ParkRenewed {
+  Micros deadline;
+};
+struct Forked {  // another request begins with `common` tokens of this one
+  PageTable& child;
+  std::optional<PartialCopy>& copy;
+  std::size_t common;
+};
+struct Resumed {};  // the session's next request has been admitted
+struct Demoted {};  // the deadline has passed, or others need the pages
 struct Retract {
   Idle idle;
 };

@@ -68,7 +68,7 @@ class LeaseTable {
   template <class F>
   void for_each_page(F&& f) const {
     for (const auto& [id, lease] : leases_) {
-      for (const LeasedPage& page : lease.pages) f(page.id());
+      for (const LeasedPage& page : lease.pages) f(page.group(), page.id());
     }
   }
 

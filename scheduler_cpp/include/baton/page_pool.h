@@ -46,6 +46,9 @@ class [[nodiscard]] OwnedPage {
   [[nodiscard]] SealedPage seal(const Digest& identity) &&;
   // The same for a partial page: it can be leased by its identity, but is not kept as cache.
   [[nodiscard]] SealedPage seal_tail(const Digest& identity) &&;
+  // Makes the page immutable under no identity: only who is given a reference reaches it, and it is
+  // free again with the last one.
+  [[nodiscard]] SealedPage freeze() &&;
 
  private:
   friend class PagePool;
@@ -65,6 +68,7 @@ class [[nodiscard]] SealedPage {
   ~SealedPage();
 
   PageId id() const { return id_; }
+  inline std::size_t group() const;
 
   [[nodiscard]] SealedPage share() const;
   // Gives up this reference for a writable page of the same content, once `copy` has been made.
@@ -91,6 +95,7 @@ class [[nodiscard]] LeasedPage {
   ~LeasedPage();
 
   PageId id() const { return page_.id(); }
+  inline std::size_t group() const;
 
  private:
   PagePool* pool_;
@@ -99,7 +104,8 @@ class [[nodiscard]] LeasedPage {
 
 class PagePool {
  public:
-  explicit PagePool(std::size_t pages);
+  // `group`: of the pages, for those who ask a page where it belongs.
+  explicit PagePool(std::size_t pages, std::size_t group = 0);
   PagePool(const PagePool&) = delete;
   PagePool& operator=(const PagePool&) = delete;
 
@@ -108,6 +114,13 @@ class PagePool {
   // A reference to the page of this identity.
   [[nodiscard]] std::optional<SealedPage> find(const Digest& identity);
   bool holds(const Digest& identity) const { return index_.find(identity) != kNoEntry; }
+  // Whether a copy of this identity lives elsewhere: such pages are evicted first.
+  void mark_backed(const Digest& identity, bool backed);
+  // The page that is evicted next among those that have no copy elsewhere.
+  [[nodiscard]] std::optional<SealedPage> coldest_unbacked();
+  // What the next allocation would evict, if it must evict at all.
+  [[nodiscard]] std::optional<Digest> next_out() const;
+  Digest identity(const SealedPage& page) const { return at(page.id()).identity; }
   // Nobody wants the page of this identity again: it cannot be found any more, and is free now or
   // with its last reference. False: no full page has it.
   bool forget(const Digest& identity);
@@ -115,16 +128,30 @@ class PagePool {
   // freed with this reference.
   void forget_unshared(const SealedPage& page);
 
+  std::size_t group() const { return group_; }
   std::size_t total() const { return pages_.size(); }
   std::size_t free() const { return free_.size(); }
   std::size_t cached() const { return cached_; }
   std::size_t owned() const { return owned_; }
   std::size_t referenced() const { return total() - free() - cached_ - owned_; }
   std::size_t leased() const { return leased_; }
+  // Unreferenced pages with a copy elsewhere: of those that are evicted first. Walks them.
+  std::size_t backed() const {
+    std::size_t count = 0;
+    for (std::int32_t i = backed_.coldest; i >= 0; i = pages_[static_cast<std::size_t>(i)].warmer) {
+      ++count;
+    }
+    return count;
+  }
   std::size_t available() const { return free() + cached_; }
 
   // Identities that left the index since the list was last taken (full pages only).
   std::vector<Digest>& evicted() { return evicted_; }
+  // Moves that list to the end of `list`.
+  void take_evicted(std::vector<Digest>& list) {
+    list.insert(list.end(), evicted_.begin(), evicted_.end());
+    evicted_.clear();
+  }
   // Identities of all full pages in the index, in page order.
   [[nodiscard]] std::vector<Digest> held() const;
   // Pages that hold nothing. For debugging: whoever reads one reads garbage.
@@ -152,6 +179,12 @@ class PagePool {
     Use use = Use::kFree;
     bool indexed = false;
     bool tail = false;
+    bool backed = false;
+  };
+  // Unreferenced sealed pages.
+  struct ColdList {
+    std::int32_t coldest = -1;
+    std::int32_t warmest = -1;
   };
 
   static constexpr std::int32_t kNoEntry = PrefixIndex::kNone;
@@ -159,23 +192,37 @@ class PagePool {
   Page& at(PageId id) { return pages_[static_cast<std::size_t>(raw(id))]; }
   const Page& at(PageId id) const { return pages_[static_cast<std::size_t>(raw(id))]; }
   SealedPage seal(PageId id, const Digest& identity, bool tail);
+  SealedPage freeze(PageId id);
   void acquire(PageId id);
   void release(PageId id);
   void free_owned(PageId id);
   void to_free(PageId id);
   void unindex(PageId id);
+  std::int32_t coldest_of_all() const {
+    return backed_.coldest >= 0 ? backed_.coldest : unbacked_.coldest;
+  }
+  ColdList& list_of(const Page& page) { return page.backed ? backed_ : unbacked_; }
   void link_warmest(PageId id);
   void unlink(PageId id);
 
+  std::size_t group_;
   std::vector<Page> pages_;
   std::vector<PageId> free_;
   PrefixIndex index_;
   std::vector<Digest> evicted_;
-  std::int32_t coldest_ = -1;
-  std::int32_t warmest_ = -1;
+  ColdList backed_;  // evicted before the others
+  ColdList unbacked_;
   std::size_t cached_ = 0;
   std::size_t owned_ = 0;
   std::size_t leased_ = 0;
 };
+
+inline std::size_t SealedPage::group() const {
+  return pool_->group();
+}
+
+inline std::size_t LeasedPage::group() const {
+  return pool_->group();
+}
 
 }  // namespace baton

@@ -1,14 +1,26 @@
-// The pages of one request, in token order: shared sealed ones first, then writable ones.
+// The pages of one request, in token order: shared sealed ones first, then writable ones; and what
+// it holds in the groups beside full attention.
 #pragma once
 
+#include <algorithm>
 #include <cassert>
+#include <optional>
 #include <utility>
 #include <vector>
 
 #include "baton/ids.h"
 #include "baton/page_pool.h"
+#include "baton/side_tables.h"
 
 namespace baton {
+
+// The part of a parent's page that a child takes as a copy: its first tokens.
+struct PartialCopy {
+  PageId source;
+  std::size_t tokens;
+  std::optional<SealedPage> pin;   // of a page that is sealed; a writable one has its owner
+  std::vector<SealedPage> beside;  // the same of each window group; always sealed
+};
 
 class [[nodiscard]] PageTable {
  public:
@@ -19,6 +31,7 @@ class [[nodiscard]] PageTable {
     sealed_ = std::move(other.sealed_);
     owned_ = std::move(other.owned_);
     first_owned_ = std::exchange(other.first_owned_, 0);
+    sides_ = std::move(other.sides_);
     return *this;
   }
   PageTable(const PageTable&) = delete;
@@ -36,6 +49,9 @@ class [[nodiscard]] PageTable {
   }
   const SealedPage& sealed_page(std::size_t index) const { return sealed_[index]; }
 
+  SideTables& sides() { return sides_; }
+  const SideTables& sides() const { return sides_; }
+
   // Sealed pages go in front of every writable one.
   void append(SealedPage&& page) {
     assert(owned() == 0);
@@ -52,10 +68,44 @@ class [[nodiscard]] PageTable {
     sealed_.push_back(take_first_owned().seal_tail(identity));
     return sealed_.back().id();
   }
+  // Makes the first writable page immutable under no identity.
+  void freeze_next() { sealed_.push_back(take_first_owned().freeze()); }
+
+  // Lets `child` have the first `tokens` tokens of these pages: full pages by reference, behind
+  // those it has, and what it needs of the next page as a copy that is still to be made.
+  [[nodiscard]] std::optional<PartialCopy> fork(PageTable& child, std::size_t tokens,
+                                                std::size_t page_size) const {
+    const std::size_t full = std::min(tokens / page_size, sealed());
+    std::vector<SealedPage> beside;
+    if (!sides_.empty()) beside = sides_.fork(child.sides_, tokens, page_size);
+    while (child.sealed() < full) child.append(sealed_[child.sealed()].share());
+    const std::size_t has = child.sealed() * page_size;
+    if (tokens <= has || child.sealed() >= size()) return std::nullopt;
+    PartialCopy copy{(*this)[child.sealed()], std::min(tokens - has, page_size), std::nullopt,
+                     std::move(beside)};
+    if (child.sealed() < sealed()) copy.pin = sealed_[child.sealed()].share();
+    return copy;
+  }
+
+  // Gives back writable pages from index `pages` on.
+  void shrink_to(std::size_t pages) {
+    while (owned() > 0 && size() > pages) owned_.pop_back();
+    if (owned() == 0) {
+      owned_.clear();
+      first_owned_ = 0;
+    }
+  }
+
+  // Keeps the first `pages`, which are sealed.
+  void truncate(std::size_t pages) {
+    assert(owned() == 0);
+    while (sealed_.size() > pages) sealed_.pop_back();
+  }
 
   // Writable pages are dropped first, then references from the last page to the first, so that a
   // prefix outlives its continuations in the cache.
   void clear() {
+    sides_.clear();
     owned_.clear();
     first_owned_ = 0;
     while (!sealed_.empty()) sealed_.pop_back();
@@ -75,6 +125,7 @@ class [[nodiscard]] PageTable {
   std::vector<SealedPage> sealed_;
   std::vector<OwnedPage> owned_;
   std::size_t first_owned_ = 0;  // those before it have been sealed
+  SideTables sides_;
 };
 
 }  // namespace baton

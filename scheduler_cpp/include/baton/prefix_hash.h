@@ -19,6 +19,7 @@ static_assert(std::endian::native == std::endian::little, "identities are little
 struct SipKey {
   std::uint64_t k0 = 0;
   std::uint64_t k1 = 0;
+  bool operator==(const SipKey&) const = default;
 };
 
 struct Digest {

@@ -12,21 +12,32 @@
 
 namespace baton {
 
+// What a caller asks of a request beyond its tokens.
+struct Terms {
+  std::int32_t priority = 0;  // higher goes first
+  Micros park_us = 0;         // how long its pages stay after its turn; 0: as cache only
+  RequestId resumes = 0;      // a parked request whose session this one goes on; 0: none
+  RequestId fork_of = 0;      // a request whose pages it shares as far as tokens agree; 0: none
+
+  // Whose pages it may take besides those that are found by content.
+  RequestId parent() const { return resumes ? resumes : fork_of; }
+};
+
 class Record {
  public:
-  Record(RequestId id, std::uint64_t arrival, std::int32_t priority, Queued&& state)
-      : id(id), arrival(arrival), priority(priority), state(std::move(state)) {}
+  Record(RequestId id, std::uint64_t arrival, const Terms& terms, Queued&& state)
+      : id(id), arrival(arrival), state(std::move(state)), terms(terms) {}
   Record(const Record&) = delete;
   Record& operator=(const Record&) = delete;
 
   const RequestId id;
   const std::uint64_t arrival;  // order of submission
-  const std::int32_t priority;  // higher goes first
   State state;
+  const Terms terms;
 
   // Who wins when pages are short: higher priority, then the older one. Smaller wins.
   std::pair<std::int64_t, std::uint64_t> rank() const {
-    return {-static_cast<std::int64_t>(priority), arrival};
+    return {-static_cast<std::int64_t>(terms.priority), arrival};
   }
 
   template <class S>
@@ -34,6 +45,18 @@ class Record {
     S* state_as = std::get_if<S>(&state);
     assert(state_as);
     return *state_as;
+  }
+  // Its tokens; null when it is over and needs them no more.
+  Sequence* sequence() const {
+    return std::visit(
+        [](const auto& at) -> Sequence* {
+          if constexpr (requires { at.sequence(); }) {
+            return &at.sequence();
+          } else {
+            return nullptr;
+          }
+        },
+        state);
   }
   template <class S>
   bool is() const {
@@ -58,13 +81,14 @@ class Record {
 // slot and pages stay.
 class [[nodiscard]] RowClaim {
  public:
-  RowClaim(Record& record, std::uint32_t tokens, bool samples)
-      : record_(&record), tokens_(tokens), samples_(samples) {
+  RowClaim(Record& record, std::uint32_t tokens, bool samples, std::uint32_t drafted = 0)
+      : record_(&record), tokens_(tokens), drafted_(drafted), samples_(samples) {
     ++record.claims_;
   }
   RowClaim(RowClaim&& other) noexcept
       : record_(std::exchange(other.record_, nullptr)),
         tokens_(other.tokens_),
+        drafted_(other.drafted_),
         samples_(other.samples_) {}
   RowClaim& operator=(RowClaim&&) = delete;
   RowClaim(const RowClaim&) = delete;
@@ -74,6 +98,9 @@ class [[nodiscard]] RowClaim {
   }
 
   std::uint32_t tokens() const { return tokens_; }
+  // Of the tokens, those reserved for guesses.
+  std::uint32_t drafted() const { return drafted_; }
+  const Record& record() const { return *record_; }
   bool samples() const { return samples_; }
   // Ends the claim and gives the request back.
   [[nodiscard]] Record& settle() && {
@@ -85,6 +112,7 @@ class [[nodiscard]] RowClaim {
  private:
   Record* record_;
   std::uint32_t tokens_;
+  std::uint32_t drafted_;
   bool samples_;
 };
 
@@ -138,13 +166,16 @@ class RunningList {
     ++live_;
   }
   void remove(const Record& record) {
+    entries_[index_of(record)].record = nullptr;
+    --live_;
+  }
+  std::size_t index_of(const Record& record) const {
     auto at =
         std::lower_bound(entries_.begin(), entries_.end(), record.rank(),
                          [](const Entry& entry, const auto& rank) { return entry.rank < rank; });
     // A hole of the same request may stand before it, if it left and came back between two walks.
     while (at->record != &record) ++at;
-    at->record = nullptr;
-    --live_;
+    return static_cast<std::size_t>(at - entries_.begin());
   }
   // Closes holes.
   void compact() {

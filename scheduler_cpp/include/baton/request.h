@@ -23,6 +23,7 @@ class Fetching;
 class Prefilling;
 class Prefilled;
 class Decoding;
+class Parked;
 class Retracted;
 class Draining;
 class Finished;
@@ -61,8 +62,12 @@ class [[nodiscard]] Fetching {
   std::size_t arrived() const { return arrived_; }
   // One past the last page that the fetch was asked for.
   std::size_t wanted() const { return wanted_; }
+  // What is read in the host tier, for pages from `restored_first` on.
+  const FetchTicket& ticket() const { return ticket_; }
+  const std::vector<HostPage>& restored() const { return ticket_.restored(); }
+  std::size_t restored_first() const { return first_; }
   // Whether a first token would make it decode.
-  bool complete() const { return arrived_ == pages_.size(); }
+  bool complete() const { return awaits_ && arrived_ == pages_.size(); }
   // Whether computing can go on in place: the last token's page is still writable.
   bool can_compute() const { return pages_.owned() > 0; }
 
@@ -77,20 +82,25 @@ class [[nodiscard]] Fetching {
 
  private:
   friend class Queued;
-  Fetching(SequencePtr sequence, AdmittedToFetch&& event, std::size_t wanted)
+  friend class Retracted;
+  Fetching(SequencePtr sequence, AdmittedToFetch&& event)
       : sequence_(std::move(sequence)),
         slot_(std::move(event.slot)),
         pages_(std::move(event.pages)),
         ticket_(std::move(event.ticket)),
-        arrived_(pages_.sealed()),
-        wanted_(wanted) {}
+        first_(pages_.sealed()),
+        arrived_(first_),
+        wanted_(event.wanted),
+        awaits_(event.awaits) {}
 
   SequencePtr sequence_;
   Slot slot_;
   PageTable pages_;
   FetchTicket ticket_;
+  std::size_t first_;  // that was missing
   std::size_t arrived_;
   std::size_t wanted_;
+  bool awaits_;
 };
 
 // Holds a slot and all pages of its tokens; `computed` of them are in KV.
@@ -100,6 +110,7 @@ class [[nodiscard]] Prefilling {
 
   Sequence& sequence() const { return *sequence_; }
   const PageTable& pages() const { return pages_; }
+  SideTables& sides() { return pages_.sides(); }
   SlotId slot() const { return slot_.id(); }
   std::size_t computed() const { return computed_; }
   std::size_t remaining() const { return sequence_->tokens.size() - computed_; }
@@ -137,10 +148,15 @@ class [[nodiscard]] Prefilled {
 
   Sequence& sequence() const { return *sequence_; }
   const PageTable& pages() const { return pages_; }
+  SideTables& sides() { return pages_.sides(); }
   Micros hold_deadline() const { return hold_deadline_; }
 
   // A partial last page is sealed under its own identity. Says which page that is now.
   PageId seal_tail() { return pages_.seal_tail(sequence_->prompt_tail_identity()); }
+
+  void on(Forked event) & {
+    event.copy = pages_.fork(event.child, event.common, sequence_->page_size);
+  }
 
   [[nodiscard]] Finished on(HandedOver) &&;
   [[nodiscard]] Finished on(HoldExpired) &&;
@@ -163,25 +179,40 @@ class [[nodiscard]] Decoding {
 
   Sequence& sequence() const { return *sequence_; }
   const PageTable& pages() const { return pages_; }
+  SideTables& sides() { return pages_.sides(); }
   SlotId slot() const { return slot_.id(); }
   std::size_t computed() const { return computed_; }
   Token last_token() const { return last_token_; }
   // Whether the next token's KV has no page yet.
   bool needs_page() const { return computed_ == capacity_; }
+  std::size_t capacity() const { return capacity_; }
+  std::span<const Token> draft() const { return {sequence_->draft.data(), drafted_}; }
 
   void grow(OwnedPage&& page) {
     pages_.append(std::move(page));
     capacity_ += sequence_->page_size;
   }
+  void on(Drafted event) & {
+    sequence_->draft.assign(event.tokens.begin(), event.tokens.end());
+    drafted_ = static_cast<std::uint32_t>(event.tokens.size());
+  }
   void on(TokenSampled event) & {
     ++computed_;
+    drafted_ = 0;
     last_token_ = event.token;
     sequence_->tokens.push_back(event.token);
   }
-  bool can_seal() const { return computed_ == capacity_ && pages_.owned() > 0; }
-  PageId seal_next() { return pages_.seal_next(sequence_->identity(pages_.sealed())); }
+  void on(Forked event) & {
+    event.copy = pages_.fork(event.child, event.common, sequence_->page_size);
+  }
+  bool can_seal() const { return computed_ >= seal_at_; }
+  PageId seal_next() {
+    seal_at_ += sequence_->page_size;
+    return pages_.seal_next(sequence_->identity(pages_.sealed()));
+  }
 
   [[nodiscard]] Draining on(Stopped) &&;
+  [[nodiscard]] Draining on(TurnParked event) &&;
   [[nodiscard]] Retracted on(Retract) &&;
   [[nodiscard]] Draining on(Cancelled) &&;
 
@@ -194,6 +225,7 @@ class [[nodiscard]] Decoding {
         pages_(std::move(pages)),
         computed_(sequence_->tokens.size()),
         capacity_(pages_.size() * sequence_->page_size),
+        seal_at_((pages_.sealed() + 1) * sequence_->page_size),
         last_token_(token) {
     sequence_->tokens.push_back(token);
   }
@@ -203,7 +235,38 @@ class [[nodiscard]] Decoding {
   PageTable pages_;
   std::size_t computed_;
   std::size_t capacity_;  // tokens that fit its pages
+  std::size_t seal_at_;   // tokens with which its first writable page is full
+  std::uint32_t drafted_ = 0;
   Token last_token_;
+};
+
+// Its turn is over and a tool's answer awaited: all its pages stay, immutable, until the deadline,
+// unless others need them more. It holds no slot.
+class [[nodiscard]] Parked {
+ public:
+  BATON_MOVE_ONLY(Parked);
+
+  Sequence& sequence() const { return *sequence_; }
+  const PageTable& pages() const { return pages_; }
+  Micros deadline() const { return deadline_; }
+
+  void on(ParkRenewed event) & { deadline_ = event.deadline; }
+  void on(Forked event) & {
+    event.copy = pages_.fork(event.child, event.common, sequence_->page_size);
+  }
+
+  [[nodiscard]] Finished on(Resumed) &&;
+  [[nodiscard]] Finished on(Demoted) &&;
+  [[nodiscard]] Finished on(Cancelled) &&;
+
+ private:
+  friend class Draining;
+  Parked(SequencePtr sequence, PageTable&& pages, Micros deadline)
+      : sequence_(std::move(sequence)), pages_(std::move(pages)), deadline_(deadline) {}
+
+  SequencePtr sequence_;
+  PageTable pages_;
+  Micros deadline_;
 };
 
 // Gave everything back under pressure but its tokens, which will be computed again.
@@ -213,6 +276,7 @@ class [[nodiscard]] Retracted {
 
   Sequence& sequence() const { return *sequence_; }
 
+  [[nodiscard]] Fetching on(AdmittedToFetch&& event) &&;
   [[nodiscard]] Prefilling on(AdmittedToCompute&& event) &&;
   [[nodiscard]] Finished on(Cancelled) &&;
 
@@ -225,19 +289,24 @@ class [[nodiscard]] Retracted {
   SequencePtr sequence_;
 };
 
-// Over, but a step or a fetch still uses its pages.
+// Over, but a step or a fetch still uses its pages. A turn that will be parked keeps its tokens.
 class [[nodiscard]] Draining {
  public:
   BATON_MOVE_ONLY(Draining);
 
   const PageTable& pages() const { return pages_; }
   bool fetch_in_flight() const { return ticket_.has_value(); }
+  const std::optional<FetchTicket>& ticket() const { return ticket_; }
+  bool parks() const { return parking_ != nullptr; }
 
   void on(FetchGaveUp) & { ticket_.reset(); }
   void on(FetchCompleted) & { ticket_.reset(); }
+  void on(Cancelled) & { parking_.reset(); }
 
   // Only when no fetch is in flight either.
   [[nodiscard]] Finished on(Settled) &&;
+  // Only when it parks.
+  [[nodiscard]] Parked on(ParkSettled) &&;
 
  private:
   friend class Fetching;
@@ -245,10 +314,17 @@ class [[nodiscard]] Draining {
   friend class Decoding;
   Draining(Slot&& slot, PageTable&& pages, std::optional<FetchTicket> ticket)
       : slot_(std::move(slot)), pages_(std::move(pages)), ticket_(std::move(ticket)) {}
+  Draining(Slot&& slot, PageTable&& pages, SequencePtr parking, Micros deadline)
+      : slot_(std::move(slot)),
+        pages_(std::move(pages)),
+        parking_(std::move(parking)),
+        park_deadline_(deadline) {}
 
   Slot slot_;
   PageTable pages_;
   std::optional<FetchTicket> ticket_;
+  SequencePtr parking_;  // of a turn that will be parked
+  Micros park_deadline_ = 0;
 };
 
 // Holds nothing. Its record is dropped.
@@ -259,6 +335,7 @@ class [[nodiscard]] Finished {
  private:
   friend class Queued;
   friend class Prefilled;
+  friend class Parked;
   friend class Retracted;
   friend class Draining;
   Finished() = default;
@@ -266,7 +343,7 @@ class [[nodiscard]] Finished {
 
 #undef BATON_MOVE_ONLY
 
-using State =
-    std::variant<Queued, Fetching, Prefilling, Prefilled, Decoding, Retracted, Draining, Finished>;
+using State = std::variant<Queued, Fetching, Prefilling, Prefilled, Decoding, Parked, Retracted,
+                           Draining, Finished>;
 
 }  // namespace baton

@@ -11,7 +11,9 @@
 
 #include <array>
 #include <cstdint>
+#include <memory>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <string_view>
@@ -19,6 +21,8 @@
 #include <variant>
 #include <vector>
 
+#include "baton/cache_group.h"
+#include "baton/host_tier.h"
 #include "baton/ids.h"
 #include "baton/lease.h"
 #include "baton/page_pool.h"
@@ -34,19 +38,32 @@
 namespace baton {
 
 enum class Role : std::uint8_t { kPrefill, kDecode, kFused };
-enum class Admission : std::uint8_t { kAccepted, kDuplicate, kQueueFull, kTooLong, kNeverFits };
+enum class Admission : std::uint8_t {
+  kAccepted,
+  kDuplicate,
+  kQueueFull,
+  kTooLong,
+  kNeverFits,
+  kForeign
+};
 
 struct Config {
   Role role = Role::kFused;
   std::size_t page_size = 64;
-  std::size_t num_pages = 0;
+  std::size_t num_pages = 0;  // of group 0, full attention
   std::size_t max_running = 0;
   std::size_t max_step_tokens = 0;
   std::size_t max_chunk_tokens = 0;
   std::size_t max_context = 0;
   std::size_t max_waiting = 0;
   Micros hold_us = 0;
+  std::size_t max_draft_tokens = 0;
+  std::vector<SideGroup> side_groups = {};  // numbered from 1
+  std::size_t host_pages = 0;               // of the host tier; 0: there is none
 
+  [[nodiscard]] std::size_t state_groups() const;
+  // Tokens between snapshots that every state group takes; 0 without state groups.
+  [[nodiscard]] std::size_t snapshot_interval() const;
   // What is wrong with it, naming field, value and what is allowed; empty when nothing is.
   [[nodiscard]] std::string problem() const;
 };
@@ -58,26 +75,48 @@ struct Submission {
   SipKey key;
   Goal goal;
   std::size_t fetch_pages;
-  std::int32_t priority = 0;  // higher goes first
+  Terms terms = {};
 };
 
 struct Stats {
   std::size_t total_pages, free_pages, cached_pages, owned_pages, referenced_pages, leased_pages,
       quarantined_pages;
-  std::size_t waiting, running, fetching, prefilled, draining, leases;
-  std::uint64_t computed_tokens, generated_tokens, reused_tokens, fetched_tokens, retractions;
+  std::size_t waiting, running, fetching, prefilled, parked, draining, leases, offloading;
+  std::uint64_t computed_tokens, generated_tokens, reused_tokens, restored_tokens, fetched_tokens,
+      retractions, demotions;
+};
+
+// Pages of one group: free + cached + owned + referenced = total, always.
+struct PoolStats {
+  std::size_t total, free, cached, owned, referenced, leased;
 };
 
 // Per sampling row, what the engine decided about its token.
 enum class RowFlag : std::uint8_t { kGoOn = 0, kFinish = 1, kPoisoned = 2 };
 
 // Why a completion was refused. Nothing was applied, and the step is still in flight.
-enum class Misuse : std::uint8_t { kSpent, kForeign, kTokenCount, kFlagCount, kToken, kFlag };
+enum class Misuse : std::uint8_t {
+  kSpent,
+  kForeign,
+  kTokenCount,
+  kFlagCount,
+  kAcceptedCount,
+  kToken,
+  kFlag,
+  kAccepted,    // none, or more than were reserved and one
+  kNotDrafted,  // accepted, but another token was fed
+};
+struct Refusal {
+  Misuse misuse;
+  std::size_t row = 0;  // of those that sample, where it is about one
+};
 
 class Scheduler {
  public:
   // Steps planned and not completed. 1 is overlap depth 0.
   static constexpr std::size_t kStepsInFlight = 1;
+  // Pages on their way to the host tier at a time.
+  static constexpr std::size_t kMostOffloads = 8;
 
   // The config must have no problem().
   explicit Scheduler(const Config& config);
@@ -87,14 +126,23 @@ class Scheduler {
   // ---- requests
   [[nodiscard]] Admission submit(const Submission& submission);
   Reply cancel(RequestId request);
+  // A parked request is kept until `deadline` instead.
+  Reply renew_park(RequestId request, Micros deadline);
+
+  // Guesses at the tokens from `position` on, to be verified by the next step. Of a request that
+  // is further by now: ignored.
+  Reply draft(RequestId request, std::size_t position, std::span<const Token> tokens);
 
   // ---- steps
   bool can_plan() const { return !steps_.full(); }
   // Requires can_plan().
   [[nodiscard]] Step plan(Micros now);
-  // Checks everything, then applies everything: the step is spent unless a Misuse is returned.
-  [[nodiscard]] std::variant<const Completion*, Misuse> complete(
-      Step& step, std::span<const Token> tokens, std::span<const std::uint8_t> flags, Micros now);
+  // Checks everything, then applies everything: the step is spent unless it is refused.
+  // `accepted`: tokens of each sampling row, as many as drafts held good and one; none given: one
+  // each. `tokens`: those of all rows, in order.
+  [[nodiscard]] std::variant<const Completion*, Refusal> complete(
+      Step& step, std::span<const Token> tokens, std::span<const std::uint8_t> flags, Micros now,
+      std::span<const std::int32_t> accepted = {});
   // The step did not happen: no row advanced, its requests are planned again.
   [[nodiscard]] std::optional<Misuse> abandon(Step& step);
 
@@ -102,10 +150,14 @@ class Scheduler {
   Reply pages_arrived(RequestId request, std::size_t first_index, std::size_t count);
   Reply fetch_ended(RequestId request, std::optional<Token> first_token, bool finish, Micros now);
 
+  // ---- host tier
+  // Terminal: the copy is complete, or was given up. Restores end as fetches do.
+  Reply offload_ended(OffloadId offload, bool complete);
+
   // ---- hand-over, holder's side
-  // Leases the longest held prefix of `identities`; 0 when nothing is held.
+  // Leases the longest held prefix of `identities`, all of one group; 0 when nothing is held.
   [[nodiscard]] LeaseId grant(std::span<const Digest> identities, Micros now, Micros ttl,
-                              std::vector<std::int32_t>& pages);
+                              std::vector<std::int32_t>& pages, std::size_t group = 0);
   bool renew(LeaseId lease, Micros now, Micros ttl);
   Verdict release(LeaseId lease, Micros now);
   Reply handed_over(RequestId request);
@@ -117,13 +169,18 @@ class Scheduler {
   // ---- looking
   std::size_t lookup(std::span<const Token> tokens, SipKey key) const;
   Stats stats() const;
-  std::vector<Digest> held_identities() const { return pool_.held(); }
+  std::size_t groups() const { return 1 + side_pools_.size(); }
+  PoolStats pool_stats(std::size_t group) const;
+  PoolStats host_stats() const;
+  // Of every group's full pages and snapshots.
+  std::vector<Digest> held_identities() const;
+  // Of the first group, in the order in which they will be taken.
   const std::vector<PageId>& free_pages() const { return pool_.free_pages(); }
   const Config& config() const { return config_; }
   // Name of the state, empty when the request is gone.
   std::string_view state_of(RequestId request) const;
   // Pages in token order; empty for requests that hold none.
-  std::vector<std::int32_t> pages_of(RequestId request) const;
+  std::vector<std::int32_t> pages_of(RequestId request, std::size_t group = 0) const;
   // Empty when every invariant holds. Walks everything.
   std::string check_invariants() const;
   // Equal for schedulers that will behave alike: pages are named by order of appearance, times are
@@ -137,8 +194,12 @@ class Scheduler {
   void plan_chunks();
   void plan_admissions();
   bool give_page(Record& record, std::size_t index);
+  bool give_window_page(Record& record);
+  bool demote_one(RequestId but);
   Record* youngest_after(std::size_t index) const;
-  void add_decode_row(Record& record);
+  std::size_t reserve_draft(Record& record);
+  void add_decode_row(Record& record, std::size_t drafted);
+  void grow(Decoding& decoding, OwnedPage&& page);
   void add_chunk_row(Record& record);
   std::size_t chunk_limit() const;
 
@@ -147,22 +208,58 @@ class Scheduler {
   Record* next_to_admit() const;
   Admitted admit(Record& record);
   PageTable match(Sequence& sequence, std::size_t most);
-  std::size_t headroom() const;
+  std::size_t headroom(const PagePool& pool) const;
+  std::optional<PartialCopy> fork(Record& parent, Sequence& sequence, PageTable& pages);
+  void plan_copy(Record& parent, PartialCopy&& copy, PageId target);
   bool blocked(const Record& record) const;
   bool being_computed(Sequence& sequence, std::size_t index) const;
-  void announce(Record& record, std::size_t reused_pages);
+  template <class Event>
+  void leave_queue(Record& record, Event&& event);
+  void announce(Record& record, std::size_t reused_tokens);
   void start_fetch(Record& record);
+
+  // sides.cpp: the groups beside full attention
+  PagePool& pool(std::size_t group) { return group == 0 ? pool_ : *side_pools_[group - 1]; }
+  const PagePool& pool(std::size_t group) const {
+    return group == 0 ? pool_ : *side_pools_[group - 1];
+  }
+  std::size_t available() const;
+  std::size_t joint_boundary(std::span<const Digest> identities) const;
+  void match_sides(Sequence& sequence, PageTable& pages);
+  bool sides_have_room(const PageTable& pages, std::size_t total) const;
+  void take_states(SideTables& sides);
+  void plan_side_copies(SideTables& sides, std::vector<SealedPage>&& partial);
+  void announce_sides(const SideTables& sides, SlotId slot);
+  void note_side_page(const WindowTable& table, SlotId slot, std::size_t index, std::int32_t page);
+  std::size_t cut_at_snapshot(std::size_t context, std::size_t tokens) const;
+  std::size_t window_room(const SideTables& sides, std::size_t context, std::size_t tokens) const;
+  std::size_t give_side_pages(Record& record, SideTables& sides, SlotId slot, std::size_t context,
+                              std::size_t most);
+  void add_state_row(SideTables& sides, std::size_t context, std::size_t tokens, bool first);
+  void advance_sides(Record& record, SideTables& sides, SlotId slot, Sequence& sequence,
+                     std::size_t computed);
+  void seal_side_tails(Record& record, SideTables& sides, Sequence& sequence);
+  void forget_sides(const SideTables& sides);
+
+  // tiers.cpp: movements to and from the host tier
+  std::vector<HostPage> match_host(Sequence& sequence, std::size_t first, std::size_t most);
+  void plan_offloads();
 
   // complete.cpp
   std::optional<Misuse> refuse(const Step& step) const;
-  std::optional<Misuse> refuse(std::span<const Token> tokens,
-                               std::span<const std::uint8_t> flags) const;
-  void complete_decode(Record& record, Token token, RowFlag flag);
+  std::optional<Refusal> refuse(std::span<const Token> tokens, std::span<const std::uint8_t> flags,
+                                std::span<const std::int32_t> accepted) const;
+  void complete_decode(Record& record, std::span<const Token> tokens, RowFlag flag);
   void complete_chunk(Record& record, std::uint32_t tokens);
   void complete_prompt(Record& record, std::uint32_t tokens, Token token, RowFlag flag);
+  bool states_survive(Record& record);
   void poison(Record& record);
+  void forget(const SealedPage& page);
+  void land();
   void report_sealed(Record& record, SlotId slot, std::size_t index, PageId before, PageId after,
                      const Digest& identity);
+  void note_sealed(const Record& record, std::size_t group, std::size_t index, PageId page,
+                   const Digest& identity);
   template <class S>
   void seal_full_pages(Record& record);
   void stop_if_over(Record& record, RowFlag flag);
@@ -175,14 +272,21 @@ class Scheduler {
   template <class S>
   void stop(Record& record, FinishReason reason, std::vector<RequestId>& requests,
             std::vector<std::int32_t>& reasons);
+  void end_turn(Record& record, FinishReason reason, std::vector<RequestId>& requests,
+                std::vector<std::int32_t>& reasons);
   template <class S>
   void retract(Record& record);
   void retract_running(Record& record);
+  template <class Event>
+  void unpark(Record& record, Event&& event);
+  void demote(Record& record);
+  void resume(Record& next);
   void settle(Record& record);
   void drop(Record& record);
   Micros at_least(Micros now) { return now_ = now > now_ ? now : now_; }
 
   const Config config_;
+  const std::size_t snapshot_interval_;
   Micros now_ = 0;
   std::uint64_t arrivals_ = 0;
   std::uint64_t plans_ = 0;
@@ -192,6 +296,10 @@ class Scheduler {
   Completion completion_;
 
   PagePool pool_;
+  std::vector<std::unique_ptr<PagePool>> side_pools_;  // of groups 1, 2, ...
+  HostTier host_;
+  std::unordered_map<OffloadId, OffloadTicket> offloads_;
+  OffloadId last_offload_ = 0;
   SlotPool slots_;
   LeaseTable leases_;
 
@@ -200,10 +308,12 @@ class Scheduler {
   std::unordered_map<RequestId, Slab<Record>::Ptr> records_;
   WaitingQueue queued_;
   RecordList retracted_, prefilled_;
+  std::set<std::pair<Micros, RequestId>> parked_;  // the first to expire, or to give way, first
   RunningList running_;
   std::vector<Record*> prefilling_;  // of the plan being made, oldest first
   std::size_t budget_ = 0;           // tokens left in the plan being made
   std::size_t chunk_budget_ = 0;     // of them, for prompt chunks
+  std::size_t draft_budget_ = 0;     // of them, for guesses
   StepQueue<kStepsInFlight> steps_;
 
   // The head of the queue that did not fit, and when to look again.
@@ -217,7 +327,7 @@ class Scheduler {
   std::array<std::size_t, kStateNames.size()> population_{};
   std::size_t quarantined_ = 0;
   std::uint64_t computed_tokens_ = 0, generated_tokens_ = 0, reused_tokens_ = 0,
-                fetched_tokens_ = 0, retractions_ = 0;
+                restored_tokens_ = 0, fetched_tokens_ = 0, retractions_ = 0, demotions_ = 0;
 };
 
 }  // namespace baton

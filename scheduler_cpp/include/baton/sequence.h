@@ -37,6 +37,7 @@ struct Sequence {
   const std::size_t page_size;
   const RequestId id;
   std::vector<Digest> identities;  // of full pages, each computed once
+  std::vector<Token> draft;        // guesses at the next tokens, valid while it says so itself
   const SipKey key;
   const std::size_t fetch_pages;  // leading full pages that peers are said to hold
   const Goal goal;

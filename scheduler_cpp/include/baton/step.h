@@ -53,6 +53,9 @@ class StepQueue {
   struct Flight {
     std::uint64_t sequence = 0;
     std::vector<RowClaim> rows;
+    // Pages that its copies read, and requests that own such pages.
+    std::vector<SealedPage> pins;
+    std::vector<RowClaim> sources;
   };
 
   void reserve(std::size_t rows) {
@@ -69,6 +72,8 @@ class StepQueue {
   const Flight& oldest() const { return flights_[first_]; }
   void land() {
     oldest().rows.clear();
+    oldest().pins.clear();
+    oldest().sources.clear();
     first_ = (first_ + 1) % Depth;
     --size_;
   }

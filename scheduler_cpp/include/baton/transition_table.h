@@ -21,24 +21,30 @@ namespace baton {
 enum class Reply : std::uint8_t { kAccepted, kIgnored, kRejected };
 
 // Order of `State`'s alternatives.
-inline constexpr std::array<std::string_view, 8> kStateNames = {
-    "Queued",   "Fetching",  "Prefilling", "Prefilled",
-    "Decoding", "Retracted", "Draining",   "Finished"};
+inline constexpr std::array<std::string_view, 9> kStateNames = {
+    "Queued", "Fetching",  "Prefilling", "Prefilled", "Decoding",
+    "Parked", "Retracted", "Draining",   "Finished"};
 static_assert(kStateNames.size() == std::variant_size_v<State>);
 
-using Events =
-    std::tuple<AdmittedToFetch, AdmittedToCompute, PagesArrived, FetchGaveUp, FetchCompleted,
-               ChunkComputed, PromptComputed, PromptHandedOut, TokenSampled, Stopped, Retract,
-               HandedOver, HoldExpired, Cancelled, Settled>;
-inline constexpr std::array<std::string_view, 15> kEventNames = {
-    "AdmittedToFetch", "AdmittedToCompute", "PagesArrived",    "FetchGaveUp",  "FetchCompleted",
-    "ChunkComputed",   "PromptComputed",    "PromptHandedOut", "TokenSampled", "Stopped",
-    "Retract",         "HandedOver",        "HoldExpired",     "Cancelled",    "Settled"};
+using Events = std::tuple<AdmittedToFetch, AdmittedToCompute, PagesArrived, FetchGaveUp,
+                          FetchCompleted, ChunkComputed, PromptComputed, PromptHandedOut, Drafted,
+                          TokenSampled, Stopped, TurnParked, ParkSettled, ParkRenewed, Forked,
+                          Resumed, Demoted, Retract, HandedOver, HoldExpired, Cancelled, Settled>;
+inline constexpr std::array<std::string_view, 22> kEventNames = {
+    "AdmittedToFetch", "AdmittedToCompute", "PagesArrived",
+    "FetchGaveUp",     "FetchCompleted",    "ChunkComputed",
+    "PromptComputed",  "PromptHandedOut",   "Drafted",
+    "TokenSampled",    "Stopped",           "TurnParked",
+    "ParkSettled",     "ParkRenewed",       "Forked",
+    "Resumed",         "Demoted",           "Retract",
+    "HandedOver",      "HoldExpired",       "Cancelled",
+    "Settled"};
 static_assert(kEventNames.size() == std::tuple_size_v<Events>);
 
 // Events that callers raise at any time, hence any state must have an answer ready.
-inline constexpr std::array<std::string_view, 5> kExternalEvents = {
-    "PagesArrived", "FetchGaveUp", "FetchCompleted", "HandedOver", "Cancelled"};
+inline constexpr std::array<std::string_view, 7> kExternalEvents = {
+    "Drafted",     "PagesArrived", "FetchGaveUp", "FetchCompleted",
+    "ParkRenewed", "HandedOver",   "Cancelled"};
 
 namespace table_detail {
 
@@ -103,20 +109,20 @@ consteval TransitionTable table(Rows... rows) {
 
 }  // namespace table_detail
 
-// Columns:   fetch compute arrived gave-up completed chunk prompt hand-out token stop retract
-//            handed-over hold-expired cancel settled
+// Columns: the order of `Events`.
 // clang-format off
 inline constexpr TransitionTable kTable = [] {
   using namespace table_detail;
   return table(
-    /* Queued     */ row(kA, kA, kR, kR, kR, kR, kR, kR, kR, kR, kR, kR, kR, kA, kR),
-    /* Fetching   */ row(kR, kR, kA, kA, kA, kR, kR, kR, kR, kR, kA, kR, kR, kA, kR),
-    /* Prefilling */ row(kR, kR, kR, kI, kI, kA, kA, kA, kR, kA, kA, kR, kR, kA, kR),
-    /* Prefilled  */ row(kR, kR, kR, kI, kI, kR, kR, kR, kR, kR, kR, kA, kA, kA, kR),
-    /* Decoding   */ row(kR, kR, kR, kI, kI, kR, kR, kR, kA, kA, kA, kR, kR, kA, kR),
-    /* Retracted  */ row(kR, kA, kR, kI, kI, kR, kR, kR, kR, kR, kR, kR, kR, kA, kR),
-    /* Draining   */ row(kR, kR, kI, kA, kA, kI, kI, kI, kI, kI, kR, kI, kI, kI, kA),
-    /* Finished   */ row(kR, kR, kI, kI, kI, kI, kI, kI, kI, kI, kR, kI, kI, kI, kR));
+    /* Queued     */ row(kA, kA, kR, kR, kR, kR, kR, kR, kR, kR, kR, kR, kR, kR, kI, kR, kR, kR, kR, kR, kA, kR),
+    /* Fetching   */ row(kR, kR, kA, kA, kA, kR, kR, kR, kR, kR, kR, kR, kR, kR, kI, kR, kR, kA, kR, kR, kA, kR),
+    /* Prefilling */ row(kR, kR, kR, kI, kI, kA, kA, kA, kR, kR, kA, kR, kR, kR, kI, kR, kR, kA, kR, kR, kA, kR),
+    /* Prefilled  */ row(kR, kR, kR, kI, kI, kR, kR, kR, kR, kR, kR, kR, kR, kR, kA, kR, kR, kR, kA, kA, kA, kR),
+    /* Decoding   */ row(kR, kR, kR, kI, kI, kR, kR, kR, kA, kA, kA, kA, kR, kR, kA, kR, kR, kA, kR, kR, kA, kR),
+    /* Parked     */ row(kR, kR, kI, kI, kI, kR, kR, kR, kI, kR, kR, kR, kR, kA, kA, kA, kA, kR, kR, kR, kA, kR),
+    /* Retracted  */ row(kA, kA, kR, kI, kI, kR, kR, kR, kI, kR, kR, kR, kR, kR, kI, kR, kR, kR, kR, kR, kA, kR),
+    /* Draining   */ row(kR, kR, kI, kA, kA, kI, kI, kI, kI, kI, kI, kI, kA, kI, kI, kR, kR, kR, kI, kI, kA, kA),
+    /* Finished   */ row(kR, kR, kI, kI, kI, kI, kI, kI, kI, kI, kI, kI, kI, kI, kI, kI, kI, kR, kI, kI, kI, kR));
 }();
 // clang-format on
 

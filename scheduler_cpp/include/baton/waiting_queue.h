@@ -27,13 +27,13 @@ class WaitingQueue {
   }
 
   void push(Record& record, SipKey key) {
-    const Id id{-record.priority, key.k0, key.k1};
+    const Id id{-record.terms.priority, key.k0, key.k1};
     const auto [found, fresh] = tenants_.try_emplace(id);
     Tenant& tenant = found->second;
     if (fresh) tenant.number = record.arrival;
     if (tenant.requests.size() == 0) {
       idle_.erase({tenant.served, id});
-      tenant.served = std::max(tenant.served, present_[-record.priority]);
+      tenant.served = std::max(tenant.served, present_[-record.terms.priority]);
       turns_.insert(turn(id, tenant));
     }
     tenant.requests.push_back(record);
@@ -45,8 +45,8 @@ class WaitingQueue {
 
   // It is admitted, with so many tokens.
   void serve(Record& record, SipKey key, std::size_t tokens) {
-    const Id id{-record.priority, key.k0, key.k1};
-    std::uint64_t& present = present_[-record.priority];
+    const Id id{-record.terms.priority, key.k0, key.k1};
+    std::uint64_t& present = present_[-record.terms.priority];
     present = std::max(present, tenants_.at(id).served);
     take(record, key, tokens);
     // Nobody needs to be remembered who has had no more than the present.
@@ -72,7 +72,7 @@ class WaitingQueue {
   }
 
   void take(Record& record, SipKey key, std::size_t tokens) {
-    const Id id{-record.priority, key.k0, key.k1};
+    const Id id{-record.terms.priority, key.k0, key.k1};
     Tenant& tenant = tenants_.at(id);
     turns_.erase(turn(id, tenant));
     tenant.requests.remove(record);

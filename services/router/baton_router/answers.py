@@ -1,18 +1,21 @@
 """Tokens to the messages of a client's stream: plain text, or a conversation's turn."""
 
 import secrets
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from baton.v1 import inference_pb2 as pb
 from baton_router.chat_output import ChatOutputParser, ChatPiece
 from baton_router.ledger import NewTokens
 from baton_router.text_stream import TextStream
 
-Response = pb.GenerateResponse | pb.ChatResponse
+Message_co = TypeVar("Message_co", covariant=True)
 
 
-class Answer(Protocol):
-    """One kind of stream: Accepted, Deltas, Finished. `tokens` counts what was delivered."""
+class Answer(Protocol[Message_co]):
+    """One kind of stream: a first message, deltas, a last one; None for what is not said.
+
+    `tokens` counts what was delivered.
+    """
 
     tokens: int
 
@@ -20,21 +23,26 @@ class Answer(Protocol):
     def matched_stop(self) -> str | None:
         """The stop string that ended the text, once one has."""
 
-    def accepted(self, request_id: str, prompt_tokens: int) -> Response:
+    def accepted(self, request_id: str, prompt_tokens: int) -> Message_co | None:
         """The first message."""
 
-    def delta(self, new: NewTokens) -> Response:
+    def delta(self, new: NewTokens) -> Message_co | None:
         """The message for new tokens; after those that complete a stop string, none count."""
 
-    def rest(self) -> Response | None:
+    def rest(self) -> Message_co | None:
         """No more tokens: the message for what was held back, if there is any."""
 
-    def finished(self, reason: pb.FinishReason, matched_stop: str, usage: pb.Usage) -> Response:
+    def reason(self, reason: pb.FinishReason) -> pb.FinishReason:
+        """Why the answer ended, given why the tokens did."""
+
+    def finished(
+        self, reason: pb.FinishReason, matched_stop: str, usage: pb.Usage
+    ) -> Message_co | None:
         """The last message."""
 
 
-class _Text:
-    """The part both kinds share: which tokens are delivered, and the text they make certain."""
+class AnswerText:
+    """What all kinds share: which tokens are delivered, and the text they make certain."""
 
     def __init__(self, text: TextStream, stop_ids: frozenset[int]) -> None:
         self._text = text
@@ -44,6 +52,9 @@ class _Text:
     @property
     def matched_stop(self) -> str | None:
         return self._text.matched_stop
+
+    def reason(self, reason: pb.FinishReason) -> pb.FinishReason:
+        return reason
 
     def _take(self, new: NewTokens) -> tuple[str, NewTokens]:
         pieces: list[str] = []
@@ -61,7 +72,7 @@ class _Text:
         return "".join(pieces), new
 
 
-class TextAnswer(_Text):
+class TextAnswer(AnswerText):
     """Generate's stream."""
 
     def accepted(self, request_id: str, prompt_tokens: int) -> pb.GenerateResponse:
@@ -87,7 +98,7 @@ class TextAnswer(_Text):
         )
 
 
-class ChatAnswer(_Text):
+class ChatAnswer(AnswerText):
     """Chat's stream."""
 
     def __init__(
@@ -132,12 +143,12 @@ class ChatAnswer(_Text):
             )
         return message
 
+    def reason(self, reason: pb.FinishReason) -> pb.FinishReason:
+        turn_ended = reason in (pb.FINISH_REASON_EOS, pb.FINISH_REASON_STOP_TOKEN)
+        return pb.FINISH_REASON_TOOL_CALLS if self._called and turn_ended else reason
+
     def finished(
         self, reason: pb.FinishReason, matched_stop: str, usage: pb.Usage
     ) -> pb.ChatResponse:
-        turn_ended = reason in (pb.FINISH_REASON_EOS, pb.FINISH_REASON_STOP_TOKEN)
-        if self._called and turn_ended:
-            reason = pb.FINISH_REASON_TOOL_CALLS
-        return pb.ChatResponse(
-            finished=pb.Finished(reason=reason, matched_stop=matched_stop, usage=usage)
-        )
+        finished = pb.Finished(reason=self.reason(reason), matched_stop=matched_stop, usage=usage)
+        return pb.ChatResponse(finished=finished)

@@ -1,7 +1,7 @@
 """What a router is told at its start. Unknown keys are errors."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -99,6 +99,10 @@ class RouterConfig(_Section):
     workers: WorkersConfig
     kvstore: tuple[Address, ...] = Field(
         default=(), description="every kvstore of the cluster; one may stand alone"
+    )
+    gateway: Literal["smg"] | None = Field(
+        default=None,
+        description="serve this gateway's worker protocol beside baton.v1; needs [gateway]",
     )
     routing: RoutingConfig = RoutingConfig()
     limits: LimitsConfig = LimitsConfig()

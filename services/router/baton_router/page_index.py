@@ -7,7 +7,7 @@ chain costs one lookup and one AND a page whatever the number of holders.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from baton.v1 import kv_pb2 as kv
@@ -51,6 +51,7 @@ class PageIndex:
         self._masks: dict[bytes, int] = {}  # from the directory
         self._hints: OrderedDict[bytes, int] = OrderedDict()  # from our own requests, by age
         self._most_hints = hinted_pages
+        self.on_gone: Callable[[list[bytes]], None] | None = None  # pages nobody holds any more
         self._bits: dict[str, int] = {}  # holder's name -> bit
         self._holders: dict[int, Holder] = {}  # bit -> its present life
 
@@ -67,9 +68,11 @@ class PageIndex:
     def remove(self, holder: Holder, hashes: Iterable[bytes]) -> None:
         """The directory says that `holder` has these pages no more."""
         keep = ~self._bit(holder)
-        for page in hashes:
+        pages = list(hashes)
+        for page in pages:
             _clear(self._masks, page, keep)
             _clear(self._hints, page, keep)
+        self._left(pages)
 
     def hint(self, holder: Holder, hashes: Iterable[bytes]) -> None:
         """One of our requests has just left these pages at `holder`."""
@@ -79,7 +82,7 @@ class PageIndex:
             hints[page] = hints.get(page, 0) | bit
             hints.move_to_end(page)
         while len(hints) > self._most_hints:
-            hints.popitem(last=False)
+            self._left([hints.popitem(last=False)[0]])
 
     def meet(self, holder: Holder) -> None:
         """This life of the holder is the present one: what an earlier one had is gone."""
@@ -93,8 +96,10 @@ class PageIndex:
             return
         del self._holders[bit]
         for table in (self._masks, self._hints):
-            for page in [page for page, mask in table.items() if mask & bit]:
+            pages = [page for page, mask in table.items() if mask & bit]
+            for page in pages:
                 _clear(table, page, ~bit)
+            self._left(pages)
 
     def drop(self, hashes: Iterable[bytes]) -> None:
         """Everybody has been told to forget these pages."""
@@ -160,6 +165,12 @@ class PageIndex:
         workers = [held for held in found if not held.holder.storage]
         longer = sum(held.pages >= together for held in workers)
         return [*workers[:longer], *stripes, *workers[longer:]]
+
+    def _left(self, pages: list[bytes]) -> None:
+        if self.on_gone is not None:
+            gone = [p for p in pages if p not in self._masks and p not in self._hints]
+            if gone:
+                self.on_gone(gone)
 
     def _dropped(self, mask: int, pages: int) -> Iterator[Held]:
         while mask:

@@ -6,6 +6,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from baton.v1 import errors_pb2 as errors
+from baton.v1 import inference_pb2 as pb
 from baton.v1 import worker_pb2 as wire
 from baton_router.attempt import Attempt
 from baton_router.config import RouterConfig
@@ -30,6 +31,7 @@ class Terms:
     sampling: wire.ResolvedSampling
     stop: wire.ResolvedStop
     logprobs: int | None
+    constraint: pb.Constraint | None
     tenant: str
     session: bytes  # key of the session, empty without one
 
@@ -139,6 +141,7 @@ class Placer:
             stop=terms.stop,
             logprobs=terms.logprobs,
             cache_key=cache_key,
+            constraint=terms.constraint,
         )
 
     def _dispatch(

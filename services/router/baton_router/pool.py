@@ -1,8 +1,8 @@
 """The workers this router knows, and what they must agree on."""
 
 import asyncio
-import hashlib
 import logging
+import secrets
 from collections.abc import Callable
 
 from baton.v1 import kv_pb2 as kv
@@ -10,6 +10,7 @@ from baton.v1 import worker_pb2 as wire
 from baton_router.config import RouterConfig
 from baton_router.page_index import Holder, PageIndex
 from baton_router.worker_link import WorkerLink
+from baton_scheduler import cache_key
 
 log = logging.getLogger("baton.router")
 
@@ -28,6 +29,7 @@ class WorkerPool:
         self._on_change = changed
         self._turn = asyncio.Event()
         self.cache: kv.CacheIdentity | None = None
+        self._flushes = b""  # keys of pages from before a flush are never made again
 
         def link(address: str, role: wire.WorkerRole) -> WorkerLink:
             return WorkerLink(
@@ -72,9 +74,11 @@ class WorkerPool:
     def cache_key(self, tenant: str) -> bytes:
         """16 bytes that key the page hashes of a tenant: pages are never shared across it."""
         fingerprint = self.cache.model_fingerprint if self.cache else ""
-        parts = [fingerprint.encode(), tenant.encode()]
-        framed = b"".join(len(part).to_bytes(8, "little") + part for part in parts)
-        return hashlib.blake2b(framed, digest_size=16).digest()
+        return cache_key(fingerprint, tenant, *([self._flushes] if self._flushes else []))
+
+    def forget_pages(self) -> None:
+        """No page of before is found again by requests of this router."""
+        self._flushes = secrets.token_bytes(16)
 
     def find(self, name: str) -> WorkerLink | None:
         """The connected worker of this name."""

@@ -17,6 +17,7 @@ from baton_router.placing import Terms
 from baton_router.pool import WorkerPool
 from baton_router.sampling import (
     first_outside,
+    resolve_constraint,
     resolve_logprobs,
     resolve_max_tokens,
     resolve_sampling,
@@ -156,6 +157,7 @@ class RequestReader:
             sampling=resolve_sampling(request.sampling, card),
             stop=stop,
             logprobs=resolve_logprobs(request.output),
+            constraint=resolve_constraint(request.output, stop),
             tenant=request.tenant,
             session=session_key(request.tenant, request.session_id),
         )

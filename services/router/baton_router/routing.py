@@ -37,6 +37,7 @@ class WorkerView:
     running: int
     waiting: int
     pending_tokens: int = 0  # prompt tokens given to it and not yet computed
+    alone: bool = False  # exchanges no pages: every prompt is computed where it is decoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,9 @@ def _best_route(
 ) -> Plan:
     here = prompt.cached(held)
     queue = worker.pending_tokens / costs.local_tokens_per_s
-    sources = _longer(prompt, held, worker.holder.name)
+    if worker.alone:
+        prefill = None
+    sources = () if worker.alone else _longer(prompt, held, worker.holder.name)
     routes = [
         Plan(
             worker.name,
@@ -184,7 +187,7 @@ def _best_prefill(
     """The prefill worker that would be ready first, with what it should fetch to be so."""
     options = []
     for worker in workers:
-        if not _fits(prompt, worker, 1):
+        if worker.alone or not _fits(prompt, worker, 1):
             continue
         pages = held.get(worker.holder.name, 0)
         queue = worker.pending_tokens / costs.remote_tokens_per_s

@@ -9,6 +9,7 @@ from typing import Final
 from baton.v1 import errors_pb2 as errors
 from baton.v1 import inference_pb2 as pb
 from baton.v1 import worker_pb2 as wire
+from baton_router import strict_json
 from baton_router.checkpoint import ModelCard
 from baton_rpc import Refusal
 
@@ -115,6 +116,25 @@ def resolve_logprobs(output: pb.OutputParams) -> int | None:
     return output.logprobs
 
 
+def resolve_constraint(output: pb.OutputParams, stop: wire.ResolvedStop) -> pb.Constraint | None:
+    """Raises Refusal (INVALID_CONSTRAINT). Whether it compiles, a worker knows."""
+    if not output.HasField("constraint"):
+        return None
+    kind = output.constraint.WhichOneof("language")
+    if kind is None or not getattr(output.constraint, kind):
+        raise _constraint("constraint", "is empty; give json_schema, regex, ebnf, structural_tag")
+    if not stop.eos_token_ids:
+        raise _constraint(
+            "constraint", "needs an end-of-sequence token to end with; ignore_eos must be off"
+        )
+    if kind == "json_schema":
+        try:
+            strict_json.parse(output.constraint.json_schema)
+        except ValueError as error:
+            raise _constraint("constraint.json_schema", f"is not JSON: {error}") from error
+    return output.constraint
+
+
 def first_outside(token_ids: Iterable[int], card: ModelCard) -> int | None:
     """The first id that is not in the vocabulary."""
     return next((token for token in token_ids if token >= card.vocab_size), None)
@@ -130,6 +150,14 @@ def _sampling(field: str, value: str, allowed: str) -> Refusal:
 
 def _stop(field: str, value: str, allowed: str) -> Refusal:
     return _refusal(errors.ERROR_REASON_INVALID_STOP, field, value, allowed)
+
+
+def _constraint(field: str, message: str) -> Refusal:
+    return Refusal(
+        errors.ERROR_REASON_INVALID_CONSTRAINT,
+        f"output.{field} {message}",
+        {"field": f"output.{field}"},
+    )
 
 
 def _refusal(reason: errors.ErrorReason, field: str, value: str, allowed: str) -> Refusal:

@@ -9,9 +9,10 @@ from baton_router.directory import DirectoryWatch
 from baton_router.page_index import PageIndex
 from baton_router.pool import WorkerPool
 from baton_router.requests import RequestReader
+from baton_router.running import RequestRunner
 from baton_router.service import InferenceServicer
 from baton_router.sessions import Sessions
-from baton_rpc import Server, stop_signal
+from baton_rpc import Mount, Server, stop_signal
 from baton_telemetry import RouterMetrics, serve_metrics
 
 log = logging.getLogger("baton.router")
@@ -36,8 +37,12 @@ async def serve(config: RouterConfig) -> None:
         capacity=config.limits.sessions,
         ttl_s=config.limits.session_ttl_s,
     )
-    servicer = InferenceServicer(config, reader, pool, index, sessions, metrics)
-    server = Server(config.listen, [(servicer, add_InferenceServiceServicer_to_server)])
+    runner = RequestRunner(config, pool, index, sessions, metrics)
+    servicer = InferenceServicer(reader, runner, pool, sessions)
+    mounts: list[Mount] = [(servicer, add_InferenceServiceServicer_to_server)]
+    if config.gateway is not None:
+        mounts.append(_gateway_mount(config, reader, runner, pool, index))
+    server = Server(config.listen, mounts)
     exposition = serve_metrics(config.metrics, metrics) if config.metrics else None
     report = asyncio.create_task(_report(server, pool, metrics, changed))
     tasks = [report]
@@ -65,6 +70,24 @@ async def serve(config: RouterConfig) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
         if exposition is not None:
             exposition.close()
+
+
+def _gateway_mount(
+    config: RouterConfig,
+    reader: RequestReader,
+    runner: RequestRunner,
+    pool: WorkerPool,
+    index: PageIndex,
+) -> Mount:
+    """SMG's worker protocol. Its messages come with the extra [gateway]."""
+    try:
+        from baton_router.gateway import SchedulerServicer, add_scheduler_to_server
+    except ModuleNotFoundError as error:
+        raise RuntimeError(
+            f"router.gateway is {config.gateway!r} and {error.name} is not installed: "
+            "pip install 'baton-serve[gateway]'"
+        ) from error
+    return SchedulerServicer(config, reader, runner, pool, index), add_scheduler_to_server
 
 
 async def _stopped(stop: asyncio.Event, tasks: list[asyncio.Task[None]]) -> None:

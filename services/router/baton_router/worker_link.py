@@ -110,6 +110,7 @@ class WorkerLink:
             running=pool.running + unseen,
             waiting=pool.waiting,
             pending_tokens=self.pending_tokens,
+            alone=self.hello.alone,
         )
 
     # ---- commands

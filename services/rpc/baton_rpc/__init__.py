@@ -2,16 +2,19 @@
 
 from baton_rpc.channels import channel
 from baton_rpc.credentials import TlsFiles, bearer
+from baton_rpc.described import adder
 from baton_rpc.refusal import CODES, DOMAIN, Refusal, refusal_of, status_of
-from baton_rpc.server import Server, wait_until_healthy
+from baton_rpc.server import Mount, Server, wait_until_healthy
 from baton_rpc.signals import stop_signal
 
 __all__ = [
     "CODES",
     "DOMAIN",
+    "Mount",
     "Refusal",
     "Server",
     "TlsFiles",
+    "adder",
     "bearer",
     "channel",
     "refusal_of",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
@@ -21,6 +21,8 @@ class WorkerConfig(EngineConfig):
     metrics: Address | None = None  # None: no /metrics route
     # Every kvstore of the cluster; one may stand alone. None: nobody learns what is held here.
     kvstore: tuple[Address, ...] = ()
+    # Also let this gateway drive us without a router; needs the extra [gateway].
+    gateway: Literal["smg"] | None = None
     # How long running requests may go on after SIGTERM.
     drain_s: Annotated[float, Field(ge=0, le=3600)] = 30.0
 

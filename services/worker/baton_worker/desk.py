@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from baton.v1 import errors_pb2 as errors
 from baton.v1 import worker_pb2 as wire
-from baton_engine import Done, EngineRefusal, EngineRequest, Event, Failed, StepEvents
+from baton_engine import Done, EngineRefusal, EngineRequest, Event, Failed, Grammar, StepEvents
 from baton_rpc import Refusal
+from baton_worker.constraints import Constraints
 from baton_worker.mailbox import Mailbox
 from baton_worker.requests import engine_request, page_hashes
 from baton_worker.role import Role
@@ -51,8 +52,19 @@ class Session:
 class Desk:
     """Used on the event loop only; nothing here waits."""
 
-    def __init__(self, engine: Attempts, role: Role, vocab_size: int, tally: Tally) -> None:
+    def __init__(
+        self,
+        engine: Attempts,
+        role: Role,
+        vocab_size: int,
+        tally: Tally,
+        constraints: Constraints,
+    ) -> None:
         self._engine = engine
+        self._constraints = constraints
+        # Attempts whose constraint is being compiled, with the commands that came meanwhile.
+        self._compiling: dict[Key, list[wire.Command]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self._role = role
         self._vocab_size = vocab_size
         self._tally = tally
@@ -114,7 +126,16 @@ class Desk:
 
     def obey(self, session: Session, command: wire.Command) -> None:
         """Carry out one command. Raises Refusal for one that this worker cannot read."""
+        later = self._compiling.get(_key(command))
+        if later is not None:
+            later.append(command)
+            return
         match command.WhichOneof("command"):
+            case "start" if command.start.HasField("constraint"):
+                self._compiling[_key(command)] = []
+                task = asyncio.create_task(self._compile(session, command.start))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
             case "start":
                 self._start(session, command.start)
             case "cancel":
@@ -135,10 +156,32 @@ class Desk:
                     {"field": "commands.command"},
                 )
 
-    def _start(self, session: Session, start: wire.StartRequest) -> None:
+    async def _compile(self, session: Session, start: wire.StartRequest) -> None:
+        key = (start.request_id, start.attempt)
+        grammar, refusal = None, None
+        try:
+            grammar = await self._constraints.grammar(start)
+        except Refusal as error:
+            refusal = error
+        except Exception:
+            log.exception("compiling the constraint of %s failed", key)
+            refusal = Refusal(errors.ERROR_REASON_INTERNAL, "the constraint could not be compiled")
+        later = self._compiling.pop(key)
+        if session not in self._sessions:
+            return
+        if refusal is not None:
+            self._refuse(session, key, refusal.reason, refusal.message)
+        elif not any(command.HasField("cancel") for command in later):
+            self._start(session, start, grammar)
+        for command in later:
+            self.obey(session, command)
+
+    def _start(
+        self, session: Session, start: wire.StartRequest, grammar: Grammar | None = None
+    ) -> None:
         key = (start.request_id, start.attempt)
         try:
-            self._engine.submit(engine_request(start, self._role, self._vocab_size))
+            self._engine.submit(engine_request(start, self._role, self._vocab_size, grammar))
         except EngineRefusal as refusal:
             self._refuse(session, key, error_reason(refusal.reason), refusal.message)
         except Refusal as refusal:
@@ -174,6 +217,12 @@ class Desk:
         update = update_of(event)
         if update is not None:
             session.mailbox.put(update)
+
+
+def _key(command: wire.Command) -> Key:
+    kind = command.WhichOneof("command")
+    named = getattr(command, kind) if kind else command.cancel
+    return (named.request_id, named.attempt)
 
 
 def _word(reason: str) -> str:

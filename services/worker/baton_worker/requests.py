@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from baton.v1 import errors_pb2 as errors
 from baton.v1 import worker_pb2 as wire
-from baton_engine import EngineRequest, SamplingParams, Source, StopParams
+from baton_engine import EngineRequest, Grammar, SamplingParams, Source, StopParams
 from baton_rpc import Refusal
 from baton_worker.checks import check_logprobs, check_present, check_sampling, check_stop
 from baton_worker.role import Role
@@ -15,7 +15,9 @@ from baton_worker.role import Role
 _MAX_TOKEN = np.iinfo(np.int32).max
 
 
-def engine_request(start: wire.StartRequest, role: Role, vocab_size: int) -> EngineRequest:
+def engine_request(
+    start: wire.StartRequest, role: Role, vocab_size: int, grammar: Grammar | None = None
+) -> EngineRequest:
     """Raises Refusal naming what is wrong. The engine checks prompt, lengths and cache key."""
     check_present(start.request_id, "start.request_id")
     check_sampling(start.sampling, vocab_size)
@@ -29,7 +31,7 @@ def engine_request(start: wire.StartRequest, role: Role, vocab_size: int) -> Eng
         token_ids=_tokens(start),
         prompt_tokens=start.prompt_tokens,
         max_new_tokens=start.max_new_tokens,
-        sampling=_sampling(start.sampling, logprobs),
+        sampling=_sampling(start.sampling, logprobs, grammar),
         stop=StopParams(
             eos_token_ids=tuple(start.stop.eos_token_ids),
             stop_token_ids=tuple(start.stop.stop_token_ids),
@@ -64,7 +66,9 @@ def _tokens(start: wire.StartRequest) -> NDArray[np.int32]:
     return tokens.astype(np.int32)
 
 
-def _sampling(sampling: wire.ResolvedSampling, logprobs: int | None) -> SamplingParams:
+def _sampling(
+    sampling: wire.ResolvedSampling, logprobs: int | None, grammar: Grammar | None
+) -> SamplingParams:
     return SamplingParams(
         temperature=sampling.temperature,
         top_p=sampling.top_p,
@@ -76,6 +80,7 @@ def _sampling(sampling: wire.ResolvedSampling, logprobs: int | None) -> Sampling
         logit_bias=dict(sampling.logit_bias),
         seed=sampling.seed,
         logprobs=logprobs,
+        grammar=grammar,
     )
 
 

@@ -10,11 +10,13 @@ from collections.abc import Callable
 
 from baton.v1 import kv_pb2, kv_pb2_grpc, worker_pb2_grpc
 from baton.v1 import worker_pb2 as wire
-from baton_engine import Engine, StepEvents
-from baton_rpc import Server, stop_signal
+from baton_engine import Engine, GrammarCompiler, StepEvents
+from baton_rpc import Mount, Server, stop_signal
+from baton_scheduler import cache_key
 from baton_telemetry import WorkerMetrics, serve_metrics
 from baton_transfer import WIRE_VERSION, DirectoryPublisher, KvPeerServicer
 from baton_worker.config import WorkerConfig
+from baton_worker.constraints import CompiledConstraints
 from baton_worker.desk import Desk
 from baton_worker.measuring import Measuring
 from baton_worker.role import Role
@@ -91,26 +93,54 @@ class _Worker:
         self._engine = engine
         self._measuring = Measuring(metrics)
         self._about = engine.description
-        self._desk = Desk(engine, role, self._about.vocab_size, self._measuring)
+        constraints = CompiledConstraints(
+            GrammarCompiler(config.engine.model_path, self._about.vocab_size)
+        )
+        self._desk = Desk(engine, role, self._about.vocab_size, self._measuring, constraints)
         # Its address is known once the port is; everybody below holds this one object.
         self._me = kv_pb2.Peer(name=config.name, epoch=engine.epoch)
-        self._server = Server(
-            config.listen,
-            [
-                (
-                    WorkerServicer(self._desk, self._hello),
-                    worker_pb2_grpc.add_WorkerServiceServicer_to_server,
-                ),
-                (
-                    KvPeerServicer(
-                        engine.holder, self._me, self._about.identity, engine.exporter.exported
-                    ),
-                    kv_pb2_grpc.add_KvPeerServiceServicer_to_server,
-                ),
-            ],
+        peer = KvPeerServicer(
+            engine.holder, self._me, self._about.identity, engine.exporter.exported
         )
+        mounts: list[Mount] = [
+            (
+                WorkerServicer(self._desk, self._hello),
+                worker_pb2_grpc.add_WorkerServiceServicer_to_server,
+            ),
+            (peer, kv_pb2_grpc.add_KvPeerServiceServicer_to_server),
+        ]
+        if config.gateway is not None:
+            mounts += self._direct_mounts()
+        self._server = Server(config.listen, mounts)
         self._publishers: list[DirectoryPublisher] = []
         self._pool = self._about.pool  # as routers and metrics know it
+
+    def _direct_mounts(self) -> list[Mount]:
+        """For a gateway that drives us itself. Its messages come with the extra [gateway]."""
+        try:
+            from baton_worker.direct import DirectServicer, Rooms, add_scheduler_to_server
+            from baton_worker.direct.requests import Served, eos_token_ids
+        except ModuleNotFoundError as error:
+            raise RuntimeError(
+                f"gateway is {self._config.gateway!r} and {error.name} is not installed: "
+                "pip install 'baton-serve[gateway]'"
+            ) from error
+        about, path = self._about, self._config.engine.model_path
+        served = Served(
+            checkpoint=path,
+            max_context=about.max_context,
+            vocab_size=about.vocab_size,
+            eos_token_ids=eos_token_ids(path),
+            cache_key=cache_key(about.identity.model_fingerprint, ""),
+        )
+        rooms = Rooms(self._me)
+        direct = DirectServicer(
+            self._role.name, self._desk, served, self._me, rooms, lambda: pool_message(self._pool)
+        )
+        return [
+            (direct, add_scheduler_to_server),
+            (rooms, worker_pb2_grpc.add_RendezvousServiceServicer_to_server),
+        ]
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serves until `stop`, then drains."""
@@ -207,4 +237,5 @@ class _Worker:
             max_context=self._about.max_context,
             max_running=self._about.max_running,
             pool=pool_message(self._engine.description.pool),
+            alone=self._about.why_alone is not None,
         )

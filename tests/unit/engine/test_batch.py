@@ -10,7 +10,7 @@ from baton_engine.page_table import PageTable
 PAGE = 4
 
 
-def random_step(rng: np.random.Generator, rows: int) -> tuple[StepInput, PageTable]:
+def random_step(rng: np.random.Generator, rows: int, stateful: bool) -> tuple[StepInput, PageTable]:
     slots = rng.permutation(rows + 3)[:rows]
     context = rng.integers(0, 30, rows)
     query = np.where(rng.random(rows) < 0.5, 1, rng.integers(1, 9, rows))
@@ -26,6 +26,7 @@ def random_step(rng: np.random.Generator, rows: int) -> tuple[StepInput, PageTab
         page_deltas=np.empty((0, 3), np.int32),
         slot_resets=np.empty(0, np.int32),
         copies=np.empty((0, 2), np.int32),
+        states=rng.permutation(2 * rows).astype(np.int32).reshape(rows, 2)[: rows * stateful],
     )
     return step, table
 
@@ -33,7 +34,7 @@ def random_step(rng: np.random.Generator, rows: int) -> tuple[StepInput, PageTab
 @pytest.mark.parametrize("seed", range(20))
 def test_every_field_says_what_a_loop_over_tokens_says(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    step, table = random_step(rng, int(rng.integers(1, 9)))
+    step, table = random_step(rng, int(rng.integers(1, 9)), bool(seed % 2))
     batch = forward_batch(step, table, PAGE, torch.device("cpu"))
 
     order = [r for r in range(len(step.rows)) if step.rows[r, 1] == 1]
@@ -59,6 +60,12 @@ def test_every_field_says_what_a_loop_over_tokens_says(seed: int) -> None:
     assert batch.page_tables.shape == (len(order), -(-int(totals.max()) // PAGE))
     sampling = [r for r in range(len(step.rows)) if step.rows[r, 3]]
     assert batch.logit_rows.tolist() == [last_of[r] for r in sampling]
+    if seed % 2:
+        assert batch.states is not None
+        assert batch.states.reads.tolist() == step.states[order, 0].tolist()
+        assert batch.states.writes.tolist() == step.states[order, 1].tolist()
+    else:
+        assert batch.states is None
     assert batch.token_ids.dtype == batch.write_slots.dtype == torch.int64
     assert batch.query_starts.dtype == batch.page_tables.dtype == torch.int32
 

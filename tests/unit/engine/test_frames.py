@@ -29,9 +29,14 @@ def random_step(rng: np.random.Generator) -> StepInput:
     def ints(*shape: int) -> np.ndarray:
         return rng.integers(-(2**31), 2**31 - 1, shape, dtype=np.int32)
 
-    sizes = rng.integers(0, 40, 5).tolist()
+    sizes = rng.integers(0, 40, 6).tolist()
     return StepInput(
-        ints(sizes[0], 6), ints(sizes[1]), ints(sizes[2], 3), ints(sizes[3]), ints(sizes[4], 2)
+        ints(sizes[0], 6),
+        ints(sizes[1]),
+        ints(sizes[2], 3),
+        ints(sizes[3]),
+        ints(sizes[4], 2),
+        ints(sizes[5], 2),
     )
 
 
@@ -39,7 +44,7 @@ def random_step(rng: np.random.Generator) -> StepInput:
 def test_a_step_survives_the_wire(seed: int) -> None:
     step = random_step(np.random.default_rng(seed))
     back = unpack_step(b"".join(pack_step(step)))
-    for name in ("rows", "token_ids", "page_deltas", "slot_resets", "copies"):
+    for name in ("rows", "token_ids", "page_deltas", "slot_resets", "copies", "states"):
         sent, received = getattr(step, name), getattr(back, name)
         assert sent.shape == received.shape and (sent == received).all(), name
 

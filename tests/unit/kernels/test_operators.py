@@ -27,9 +27,14 @@ def _agree(
     actual_args, actual_kw = operator.inputs(*args, **kw)
     expected = operator.reference(*expected_args, **expected_kw)
     actual = implementation.function(*actual_args, **actual_kw)
-    if expected is None:  # works in place, on its first argument
-        expected, actual = expected_args[0], actual_args[0]
-    torch.testing.assert_close(actual, expected, atol=tolerance, rtol=tolerance)
+    if expected is not None:
+        torch.testing.assert_close(actual, expected, atol=tolerance, rtol=tolerance)
+    # Caches and states change in place; nothing else may, nor any slot that is not written.
+    for changed, wanted in zip(actual_args, expected_args, strict=True):
+        if isinstance(wanted, torch.Tensor):
+            torch.testing.assert_close(
+                changed, wanted, atol=tolerance, rtol=tolerance, equal_nan=True
+            )
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,10 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from baton_modeling import CompileError, CountingComm, Lockstep, Mesh, ReplicaMismatch
+from baton_modeling.binding import Step
 from baton_modeling.compiler.costs import CollectiveCost, CostTable
 from baton_modeling.compiler.explain import explain
 from baton_modeling.compiler.operations import Kind
-from baton_modeling.graph import Graph, GraphError, Value
+from baton_modeling.graph import Compute, Graph, GraphError, Value
 from baton_modeling.layers.embedding import Embedding, OutputHead
 from baton_modeling.layers.linear import ColumnLinear, JoinedLinear, Linear, RowLinear, SwiGLU
 from baton_modeling.layers.norm import Add, RMSNorm
@@ -121,7 +124,8 @@ def test_a_dense_layer_takes_two_fused_all_reduces() -> None:
     explained = explain(lowered, mesh, 2)
     assert sum(explained.collectives().values()) == 1 + 2 * 3 + 1  # embedding, layers, logits
     fused = [op for op in lowered.operations if op.kind is Kind.ADD_NORM]
-    assert [op.rules for op in fused] == [("all-reduce + add + norm",)] * 6
+    within, across = ("all-reduce + add + norm",), "reduce deferred across the layer boundary"
+    assert [op.rules for op in fused] == [within, (*within, across)] * 3
     assert not [op for op in lowered.operations if isinstance(op.module, Add)]
     # Two bytes an element: 5 reductions of all tokens, 2 of the wanted rows only, and the logits.
     assert explained.bytes(100, 3).total() == (5 * 100 + 2 * 3) * HIDDEN * 2 + 3 * VOCAB * 2 // 2
@@ -140,6 +144,80 @@ def test_two_partial_sums_are_reduced_once() -> None:
     graph.output(graph(Add("sum", HIDDEN), routed, shared))
     mesh = Mesh({"moe_tp": 2, "dense_tp": 2})
     assert explain(compile_graph(graph, mesh, 4), mesh, 4).collectives().total() == 1
+
+
+class Late:
+    """A stream that is behind: what it gives is NaN until the main line has waited."""
+
+    def __init__(self) -> None:
+        self.pending: list[tuple[Tensor, Tensor]] = []
+        self.branches = 0
+
+    def run(self, compute: Compute, step: Step, inputs: tuple[Tensor, ...]) -> Any:
+        known = {id(late): result for late, result in self.pending}  # its own stream's results
+        result = compute(step, *(known.get(id(tensor), tensor) for tensor in inputs))
+        self.branches += 1
+        if isinstance(result, Tensor):
+            return self.late(result)
+        return [self.late(tensor) for tensor in result]
+
+    def late(self, result: Tensor) -> Tensor:
+        self.pending.append((torch.full_like(result, float("nan")), result))
+        return self.pending[-1][0]
+
+    def join(self, tensors: tuple[Any, ...]) -> None:
+        for late, result in self.pending:
+            late.copy_(result)
+        self.pending.clear()
+
+
+def two_branches() -> Graph:
+    graph = Graph()
+    x = graph(RMSNorm("norm", HIDDEN, 1e-6), graph(Embedding("embed", VOCAB, HIDDEN)))
+    routed = graph(Linear("gate", HIDDEN, HIDDEN), x)
+    routed = graph(SwiGLU("routed", HIDDEN, 32, "moe_tp"), routed)
+    shared = graph(SwiGLU("shared", HIDDEN, 32, "dense_tp"), x)
+    total = graph(Add("sum", HIDDEN), routed, shared)
+    graph.output(graph(Add("residual", HIDDEN), x, total))
+    return graph
+
+
+def test_the_shorter_of_two_branches_runs_aside_and_is_issued_first() -> None:
+    lowered = compile_graph(two_branches(), Mesh({}), 4)
+    labels = [op.label for op in lowered.operations]
+    assert labels == [
+        "embed",
+        "select embed -> norm",
+        "norm",
+        "shared",
+        "gate",
+        "routed",
+        "sum",
+        "residual",
+    ]
+    assert [op.label for op in lowered.operations if op.branch] == ["shared"]
+    late = Late()
+    logits, _ = run(two_branches(), batch(5), place=late)
+    assert late.branches == 1
+    assert torch.equal(logits, run(two_branches(), batch(5))[0])
+
+
+def test_a_branch_that_communicates_stays_in_line() -> None:
+    mesh = Mesh({"dense_tp": 2})
+    graph = Graph()
+    x = graph(Declared("input", {}), graph(Embedding("embed", VOCAB, HIDDEN)))
+    left = graph(Declared("left", {}), graph(SwiGLU("a", HIDDEN, 32, "dense_tp"), x))
+    right = graph(Declared("right", {}), graph(SwiGLU("b", HIDDEN, 32, "dense_tp"), x))
+    graph.output(graph(Add("sum", HIDDEN), left, right))
+    assert not any(op.branch for op in compile_graph(graph, mesh, 4).operations)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 10_000), max_size=12))
+def test_branches_are_awaited_wherever_they_are_read(choices: list[int]) -> None:
+    expected, _ = run(random_graph(choices), batch(5))
+    logits, _ = run(random_graph(choices), batch(5), place=Late())
+    assert torch.equal(logits, expected)
 
 
 def test_a_conversion_is_shared_by_its_readers() -> None:
@@ -189,6 +267,7 @@ def test_the_cost_table_decides_how_to_reduce() -> None:
             "all_reduce": CollectiveCost(500.0, 1.0),
             "reduce_scatter": CollectiveCost(10.0, 10.0),
             "all_gather": CollectiveCost(10.0, 10.0),
+            "all_to_all": CollectiveCost(10.0, 10.0),
         }
     )
     mesh = tensor_parallel_mesh(2)

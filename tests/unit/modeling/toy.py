@@ -11,6 +11,7 @@ from torch import Tensor
 from baton_modeling import ForwardBatch, Mesh
 from baton_modeling.binding import Binding, Step
 from baton_modeling.communicators import Communicator, SingleComm
+from baton_modeling.compiler.branches import Aside
 from baton_modeling.compiler.emit import emit
 from baton_modeling.compiler.operations import Lowered
 from baton_modeling.compiler.verify import checker
@@ -49,6 +50,7 @@ def run(
     mesh: Mesh | None = None,
     comm: Communicator | None = None,
     verify: bool = False,
+    place: Aside | None = None,
 ) -> tuple[Tensor, Lowered]:
     mesh = mesh or Mesh({})
     comm = comm or SingleComm(mesh)
@@ -60,6 +62,7 @@ def run(
         comm,
         lambda module: {name: load(weight, mesh) for name, weight in module.weights().items()},
         checker(lowered, comm) if verify else None,
+        place,
     )
     return program.run(Step(step, 8)), lowered
 

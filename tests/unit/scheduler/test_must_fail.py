@@ -40,6 +40,68 @@ MISUSES = {
     "assign over a leased page": ("LeasedPage& p, LeasedPage& q", "p = std::move(q);", NO_COPY),
     "copy a slot": ("Slot& s", "Slot t = s;", NO_COPY),
     "copy a page table": ("PageTable& t", "PageTable u = t;", NO_COPY),
+    "copy the ticket of an offload": ("OffloadTicket& t", "OffloadTicket u = t;", NO_COPY),
+    "land an offload and keep its ends": ("OffloadTicket& t", "t.land();", NO_LVALUE),
+    "offload a page that is still written": (
+        "OwnedPage& p, BlankHostPage& h",
+        "OffloadTicket t(std::move(p), std::move(h), kRoot);",
+        NO_CONVERSION,
+    ),
+    "offload over a copy that can be read": (
+        "SealedPage& p, HostPage& h",
+        "OffloadTicket t(std::move(p), std::move(h), kRoot);",
+        NO_CONVERSION,
+    ),
+    "copy a host page": ("HostPage& h", "HostPage i = h;", NO_COPY),
+    "forge a host page": ("SealedPage& p", "HostPage h(std::move(p));", NO_ACCESS),
+    "seal a host page and keep writing": ("BlankHostPage& h", "auto s = h.seal(kRoot);", NO_LVALUE),
+    "put a host page into a page table": (
+        "PageTable& t, HostPage& h",
+        "t.append(std::move(h));",
+        NO_CONVERSION,
+    ),
+    "a host page's number for a page's": (
+        "HostPage& h",
+        "PageId p = h.id();",
+        NO_CONVERSION + "|invalid conversion",
+    ),
+    "restore from a host page that is still written": (
+        "std::vector<BlankHostPage>& h",
+        "auto t = FetchTicket::issue(std::move(h));",
+        NO_CONVERSION,
+    ),
+    "copy a window": ("WindowTable& t", "WindowTable u = t;", NO_COPY),
+    "copy a state": ("StatePages& s", "StatePages t = s;", NO_COPY),
+    "put one request's state over another's": (
+        "StatePages& s, StatePages& t",
+        "s = std::move(t);",
+        NO_COPY,
+    ),
+    "write the state into a snapshot": (
+        "StatePages& s, SealedPage& p",
+        "s.start(std::move(p));",
+        NO_CONVERSION,
+    ),
+    "go on after a snapshot in a sealed page": (
+        "StatePages& s, SealedPage& p",
+        "s.leave_snapshot_at(4, std::move(p));",
+        NO_CONVERSION,
+    ),
+    "start from a state that is still written": (
+        "PagePool& p, OwnedPage& o",
+        "StatePages s(p, std::move(o));",
+        NO_CONVERSION,
+    ),
+    "advance a state and forget its snapshot": (
+        "StatePages& s",
+        "s.advance(4);",
+        IGNORED,
+    ),
+    "write a sealed page of a window": (
+        "WindowTable& t, LeasedPage& p",
+        "t.append(std::move(p));",
+        NO_CONVERSION,
+    ),
     "copy the ticket of a fetch": ("FetchTicket& t", "FetchTicket u = t;", NO_COPY),
     "copy a row claim": ("RowClaim& c", "RowClaim d = c;", NO_COPY),
     "copy a step": ("Step& s", "Step t = s;", NO_COPY),
@@ -52,6 +114,14 @@ MISUSES = {
         NO_MEMBER,
     ),
     "seal and drop the page": ("OwnedPage& p", "std::move(p).seal(kRoot);", IGNORED),
+    "freeze a page and keep it": ("OwnedPage& p", "auto s = p.freeze();", NO_LVALUE),
+    "freeze and drop the page": ("OwnedPage& p", "std::move(p).freeze();", IGNORED),
+    "park without proof": ("Draining& d", "auto f = std::move(d).on(ParkSettled{});", NO_ACCESS),
+    "park a decoding request at once": (
+        "Decoding& d",
+        "Parked p = std::move(d).on(TurnParked{1});",
+        NO_CONVERSION + "|conversion from",
+    ),
     "share a writable page": ("OwnedPage& p", "auto q = p.share();", NO_MEMBER),
     "write a sealed page": ("Decoding& d, SealedPage& p", "d.grow(std::move(p));", NO_CONVERSION),
     "put a leased page into a table": (
@@ -118,6 +188,16 @@ MISUSES = {
         "Queued& q, Slot& s, PageTable& t",
         "auto f = std::move(q).on(AdmittedToFetch{std::move(s), std::move(t)});",
         NO_ACCESS,
+    ),
+    "sample for a request that only prefills": (
+        "Prefilling& p",
+        "p.on(TokenSampled{1});",
+        NO_CONVERSION,
+    ),
+    "complete without saying when": (
+        "Scheduler& s, Step& t",
+        "auto r = s.complete(t, {}, {});",
+        NO_CONVERSION,
     ),
     "plan and drop the step": ("Scheduler& s", "s.plan(0);", IGNORED),
     "complete and ignore the answer": (
@@ -233,6 +313,13 @@ def test_legal_programs_compile(tmp_path: Path) -> None:
         "void h1(SealedPage& p, OwnedPage& q, PageCopy& c) "
         "{ auto w = std::move(p).copy_on_write(std::move(q), c); }",
         "void h2(Decoding& d, OwnedPage& p) { d.grow(std::move(p)); }",
+        "void h7(SealedPage& p, BlankHostPage& h) "
+        "{ OffloadTicket t(std::move(p), std::move(h), kRoot); std::move(t).land(); }",
+        "void h8(std::vector<HostPage>& h) { auto t = FetchTicket::issue(std::move(h)); }",
+        "void h5(StatePages& s, OwnedPage& p, OwnedPage& q) "
+        "{ s.start(std::move(p)); s.leave_snapshot_at(4, std::move(q)); "
+        "if (s.advance(4)) s.seal_snapshot(kRoot); }",
+        "void h6(WindowTable& t, OwnedPage& p) { t.append(std::move(p)); t.seal_next(kRoot); }",
         "void h3(SealedPage& p) { LeasedPage l(std::move(p)); }",
         "void h4(Scheduler& s) { auto t = s.plan(0); auto r = s.complete(t, {}, {}, 0); }",
     ]

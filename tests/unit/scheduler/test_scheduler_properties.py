@@ -74,10 +74,29 @@ class Cluster(RuleBasedStateMachine):
         new=st.integers(1, 8),
         goal=st.sampled_from(list(Goal)),
         fetch=st.integers(0, 3),
+        park=st.sampled_from([0, 0, 60]),
+        data=st.data(),
     )
-    def submit(self, family: int, length: int, new: int, goal: Goal, fetch: int) -> None:
+    def submit(
+        self,
+        family: int,
+        length: int,
+        new: int,
+        goal: Goal,
+        fetch: int,
+        park: int,
+        data: st.DataObject,
+    ) -> None:
         request = len(self.tokens) + 1
         prompt = [family if i < 7 else i for i in range(length)]
+        parked = [r for r in self.tokens if self.scheduler.state(r) == "Parked"]
+        resumes = data.draw(st.sampled_from(parked)) if parked else None
+        forked = data.draw(st.sampled_from([None, *self.tokens])) if resumes is None else None
+        parent = resumes or forked
+        if parent is not None:
+            shared = data.draw(st.integers(0, len(self.tokens[parent])))
+            prompt = (self.tokens[parent][:shared] + prompt)[: 30 - new]
+            length = len(prompt)
         admission = self.scheduler.submit(
             request,
             np.array(prompt, np.int32),
@@ -85,6 +104,9 @@ class Cluster(RuleBasedStateMachine):
             key=KEY,
             goal=goal,
             fetch_pages=fetch,
+            park_us=0 if goal is Goal.HAND_OVER else park,
+            resumes=resumes,
+            fork_of=forked,
             now_us=self.now,
         )
         self.tokens[request] = prompt
@@ -111,6 +133,8 @@ class Cluster(RuleBasedStateMachine):
             self.table[slot] = -1
         for slot, index, page in step.page_deltas:
             self.table[slot, index] = page
+        for source, target in step.copies:
+            self.content[target] = self.content[source]
         for request, (index, page) in zip(
             step.fetch_requests.tolist(), step.fetch_pages.tolist(), strict=True
         ):

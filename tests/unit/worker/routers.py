@@ -19,11 +19,13 @@ from baton_engine import (
     Event,
     Failed,
     FailReason,
+    Grammar,
     PoolState,
     StepEvents,
 )
 from baton_rpc import Server, channel
 from baton_transfer import WIRE_VERSION
+from baton_worker.constraints import Constraints
 from baton_worker.desk import Desk
 from baton_worker.role import Role
 from baton_worker.servicer import WorkerServicer
@@ -132,10 +134,17 @@ class Worker:
                 await asyncio.sleep(0.005)
 
 
+class NoConstraints:
+    """For tests that send none."""
+
+    async def grammar(self, start: wire.StartRequest) -> Grammar:
+        raise AssertionError("no constraint was expected")
+
+
 @asynccontextmanager
-async def worker(role: Role) -> AsyncIterator[Worker]:
+async def worker(role: Role, constraints: Constraints | None = None) -> AsyncIterator[Worker]:
     engine = FakeEngine()
-    desk = Desk(engine, role, VOCAB, engine)
+    desk = Desk(engine, role, VOCAB, engine, constraints or NoConstraints())
     hello = wire.WorkerHello(worker="w", role=role.wire, wire_version=WIRE_VERSION)
     mount = (
         WorkerServicer(desk, lambda: hello),

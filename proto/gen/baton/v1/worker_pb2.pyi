@@ -19,6 +19,22 @@ WORKER_ROLE_UNSPECIFIED: WorkerRole
 WORKER_ROLE_PREFILL: WorkerRole
 WORKER_ROLE_DECODE: WorkerRole
 
+class MeetRequest(_message.Message):
+    __slots__ = ("room", "reader")
+    ROOM_FIELD_NUMBER: _ClassVar[int]
+    READER_FIELD_NUMBER: _ClassVar[int]
+    room: int
+    reader: str
+    def __init__(self, room: _Optional[int] = ..., reader: _Optional[str] = ...) -> None: ...
+
+class MeetResponse(_message.Message):
+    __slots__ = ("prefill", "request_id")
+    PREFILL_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    prefill: _kv_pb2.Peer
+    request_id: str
+    def __init__(self, prefill: _Optional[_Union[_kv_pb2.Peer, _Mapping]] = ..., request_id: _Optional[str] = ...) -> None: ...
+
 class ConnectRequest(_message.Message):
     __slots__ = ("hello", "commands")
     HELLO_FIELD_NUMBER: _ClassVar[int]
@@ -60,7 +76,7 @@ class ForgetPages(_message.Message):
     def __init__(self, page_hashes: _Optional[bytes] = ...) -> None: ...
 
 class StartRequest(_message.Message):
-    __slots__ = ("request_id", "attempt", "token_ids", "prompt_tokens", "max_new_tokens", "sampling", "stop", "logprobs", "cache_key", "sources", "compute", "prefill_for", "await_prefill")
+    __slots__ = ("request_id", "attempt", "token_ids", "prompt_tokens", "max_new_tokens", "sampling", "stop", "logprobs", "cache_key", "sources", "compute", "prefill_for", "await_prefill", "constraint")
     class Compute(_message.Message):
         __slots__ = ()
         def __init__(self) -> None: ...
@@ -87,6 +103,7 @@ class StartRequest(_message.Message):
     COMPUTE_FIELD_NUMBER: _ClassVar[int]
     PREFILL_FOR_FIELD_NUMBER: _ClassVar[int]
     AWAIT_PREFILL_FIELD_NUMBER: _ClassVar[int]
+    CONSTRAINT_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     attempt: int
     token_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -100,7 +117,8 @@ class StartRequest(_message.Message):
     compute: StartRequest.Compute
     prefill_for: StartRequest.PrefillFor
     await_prefill: StartRequest.AwaitPrefill
-    def __init__(self, request_id: _Optional[str] = ..., attempt: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., prompt_tokens: _Optional[int] = ..., max_new_tokens: _Optional[int] = ..., sampling: _Optional[_Union[ResolvedSampling, _Mapping]] = ..., stop: _Optional[_Union[ResolvedStop, _Mapping]] = ..., logprobs: _Optional[int] = ..., cache_key: _Optional[bytes] = ..., sources: _Optional[_Iterable[_Union[PageSource, _Mapping]]] = ..., compute: _Optional[_Union[StartRequest.Compute, _Mapping]] = ..., prefill_for: _Optional[_Union[StartRequest.PrefillFor, _Mapping]] = ..., await_prefill: _Optional[_Union[StartRequest.AwaitPrefill, _Mapping]] = ...) -> None: ...
+    constraint: _inference_pb2.Constraint
+    def __init__(self, request_id: _Optional[str] = ..., attempt: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., prompt_tokens: _Optional[int] = ..., max_new_tokens: _Optional[int] = ..., sampling: _Optional[_Union[ResolvedSampling, _Mapping]] = ..., stop: _Optional[_Union[ResolvedStop, _Mapping]] = ..., logprobs: _Optional[int] = ..., cache_key: _Optional[bytes] = ..., sources: _Optional[_Iterable[_Union[PageSource, _Mapping]]] = ..., compute: _Optional[_Union[StartRequest.Compute, _Mapping]] = ..., prefill_for: _Optional[_Union[StartRequest.PrefillFor, _Mapping]] = ..., await_prefill: _Optional[_Union[StartRequest.AwaitPrefill, _Mapping]] = ..., constraint: _Optional[_Union[_inference_pb2.Constraint, _Mapping]] = ...) -> None: ...
 
 class PageSource(_message.Message):
     __slots__ = ("holder", "pages", "only")
@@ -176,7 +194,7 @@ class ConnectResponse(_message.Message):
     def __init__(self, hello: _Optional[_Union[WorkerHello, _Mapping]] = ..., step: _Optional[_Union[StepReport, _Mapping]] = ...) -> None: ...
 
 class WorkerHello(_message.Message):
-    __slots__ = ("worker", "role", "wire_version", "epoch", "peer", "cache", "max_context", "max_running", "pool")
+    __slots__ = ("worker", "role", "wire_version", "epoch", "peer", "cache", "max_context", "max_running", "pool", "alone")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     WIRE_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -186,6 +204,7 @@ class WorkerHello(_message.Message):
     MAX_CONTEXT_FIELD_NUMBER: _ClassVar[int]
     MAX_RUNNING_FIELD_NUMBER: _ClassVar[int]
     POOL_FIELD_NUMBER: _ClassVar[int]
+    ALONE_FIELD_NUMBER: _ClassVar[int]
     worker: str
     role: WorkerRole
     wire_version: int
@@ -195,7 +214,8 @@ class WorkerHello(_message.Message):
     max_context: int
     max_running: int
     pool: PoolState
-    def __init__(self, worker: _Optional[str] = ..., role: _Optional[_Union[WorkerRole, str]] = ..., wire_version: _Optional[int] = ..., epoch: _Optional[int] = ..., peer: _Optional[_Union[_kv_pb2.Peer, _Mapping]] = ..., cache: _Optional[_Union[_kv_pb2.CacheIdentity, _Mapping]] = ..., max_context: _Optional[int] = ..., max_running: _Optional[int] = ..., pool: _Optional[_Union[PoolState, _Mapping]] = ...) -> None: ...
+    alone: bool
+    def __init__(self, worker: _Optional[str] = ..., role: _Optional[_Union[WorkerRole, str]] = ..., wire_version: _Optional[int] = ..., epoch: _Optional[int] = ..., peer: _Optional[_Union[_kv_pb2.Peer, _Mapping]] = ..., cache: _Optional[_Union[_kv_pb2.CacheIdentity, _Mapping]] = ..., max_context: _Optional[int] = ..., max_running: _Optional[int] = ..., pool: _Optional[_Union[PoolState, _Mapping]] = ..., alone: bool = ...) -> None: ...
 
 class StepReport(_message.Message):
     __slots__ = ("step", "updates", "pool", "draining")

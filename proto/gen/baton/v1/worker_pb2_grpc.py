@@ -104,3 +104,83 @@ class WorkerService(object):
             timeout,
             metadata,
             _registered_method=True)
+
+
+class RendezvousServiceStub(object):
+    """Served by prefill workers that a gateway drives without a router: where the
+    decode worker of the same request meets its prefill worker.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Meet = channel.unary_stream(
+                '/baton.v1.RendezvousService/Meet',
+                request_serializer=baton_dot_v1_dot_worker__pb2.MeetRequest.SerializeToString,
+                response_deserializer=baton_dot_v1_dot_worker__pb2.MeetResponse.FromString,
+                _registered_method=True)
+
+
+class RendezvousServiceServicer(object):
+    """Served by prefill workers that a gateway drives without a router: where the
+    decode worker of the same request meets its prefill worker.
+    """
+
+    def Meet(self, request, context):
+        """One message when the prefill worker has the request; the stream's good end
+        says that it has handed it over, any other end that nothing more will come.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_RendezvousServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Meet': grpc.unary_stream_rpc_method_handler(
+                    servicer.Meet,
+                    request_deserializer=baton_dot_v1_dot_worker__pb2.MeetRequest.FromString,
+                    response_serializer=baton_dot_v1_dot_worker__pb2.MeetResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'baton.v1.RendezvousService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('baton.v1.RendezvousService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class RendezvousService(object):
+    """Served by prefill workers that a gateway drives without a router: where the
+    decode worker of the same request meets its prefill worker.
+    """
+
+    @staticmethod
+    def Meet(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/baton.v1.RendezvousService/Meet',
+            baton_dot_v1_dot_worker__pb2.MeetRequest.SerializeToString,
+            baton_dot_v1_dot_worker__pb2.MeetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
