@@ -131,15 +131,15 @@ class ClusterConfig(BaseModel):
         """A section as written, and its place in the tree. Raises ConfigError."""
         if role == "router":
             return "router", self.router
-        if role == "gateway":
-            if self.gateway is None:
-                raise ConfigError(["gateway: this cluster has none (the section is null)"])
-            return role, self.gateway
         if role == "kvstore":
             if not self.kvstores():
                 raise ConfigError(["kvstore: this cluster has none (the section is null)"])
             if isinstance(self.kvstore, dict):
                 return "kvstore", self.kvstore
+        if role == "gateway":
+            if self.gateway is None:
+                raise ConfigError(["gateway: this cluster has none (the section is null)"])
+            return "gateway", self.gateway
         sections = self.kvstores() if role == "kvstore" else self.workers(role)
         if name is None and len(sections) == 1:
             return f"{role}[0]", sections[0]
@@ -178,9 +178,9 @@ class ClusterConfig(BaseModel):
 
     def _shared(self, role: Role) -> dict[str, Any]:
         self._check_dialled(role)
+        kvstores = [s.get("advertise") or s.get("listen") for s in self.kvstores()]
         if role == "gateway":
             return {"router": self.router["listen"]}
-        kvstores = [s.get("advertise") or s.get("listen") for s in self.kvstores()]
         if role == "router":
             return {
                 "gateway": None if self.gateway is None else self.gateway.get("kind", "smg"),

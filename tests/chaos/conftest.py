@@ -24,12 +24,9 @@ def requests(reference: Reference) -> list[Known]:
     return known(reference, 10, TOKENS)
 
 
-@pytest.fixture(scope="module")
-def shared_cluster(
-    deepseek_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Cluster]:
+def poisoned(transport: str) -> Shape:
     """Two workers of each role; small pools, short leases, free pages poisoned."""
-    shape = Shape(
+    return Shape(
         prefill=2,
         decode=2,
         num_pages=128,
@@ -41,8 +38,20 @@ def shared_cluster(
             "hold_ms": 3_000,
             "await_ms": 4_000,
             "lease_ttl_ms": 1_500,
+            "transport": transport,
         },
+        kvstore={"transport": transport},
     )
+
+
+@pytest.fixture(scope="module")
+def shared_cluster(
+    request: pytest.FixtureRequest,
+    deepseek_checkpoint: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Cluster]:
+    """A poisoned cluster, of the transport that the module's TRANSPORT names."""
+    shape = poisoned(request.module.TRANSPORT)
     cluster = Cluster(deepseek_checkpoint, tmp_path_factory.mktemp("chaos"), shape)
     try:
         cluster.start()
@@ -56,7 +65,4 @@ def cluster(shared_cluster: Cluster) -> Iterator[Cluster]:
     """The shared one; whoever a test left dead is started again."""
     yield shared_cluster
     for name in ("kvstore", *shared_cluster.workers):
-        if name not in shared_cluster.processes:
-            shared_cluster.start([name])
-        else:
-            shared_cluster.resume(name)
+        shared_cluster.revive(name)

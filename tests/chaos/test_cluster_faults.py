@@ -13,8 +13,9 @@ import time
 import pytest
 from integration.cluster import Cluster
 
-from .traffic import Known, Traffic, ask, at_baseline
+from .traffic import Known, Traffic, recovered
 
+TRANSPORT = "local"
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(400)]
 
 
@@ -22,14 +23,6 @@ def seeds(quick: int, all_of_them: int) -> list[object]:
     """The first `quick` ones run in `make test`, the others in `make test-chaos` only."""
     slow = [pytest.param(seed, marks=pytest.mark.slow) for seed in range(quick, all_of_them)]
     return [*range(quick), *slow]
-
-
-def recovered(cluster: Cluster, requests: list[Known]) -> None:
-    """Serves again, exactly, and nothing has leaked."""
-    deadline = time.monotonic() + 30
-    while (failure := ask(cluster, requests[0])) is not None:
-        assert time.monotonic() < deadline, f"still failing: {failure}"
-    at_baseline(cluster, cluster.workers)
 
 
 @pytest.mark.parametrize("seed", seeds(1, 6))

@@ -98,3 +98,11 @@ def at_baseline(cluster: Cluster, names: list[str]) -> None:
             return
         assert time.monotonic() < deadline, f"pages still held: {held}"
         time.sleep(0.25)
+
+
+def recovered(cluster: Cluster, requests: list[Known]) -> None:
+    """Serves again, exactly, and nothing has leaked."""
+    deadline = time.monotonic() + 30
+    while (failure := ask(cluster, requests[0])) is not None:
+        assert time.monotonic() < deadline, f"still failing: {failure}"
+    at_baseline(cluster, cluster.workers)

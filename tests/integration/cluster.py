@@ -156,8 +156,9 @@ class Cluster:
     def start(self, names: Iterable[str] | None = None) -> None:
         """Starts the processes and waits until each reports SERVING."""
         front = ["router", *(["gateway"] if self.shape.gateway else [])]
-        everybody = [*self._kvstore_names(), *self.workers, *front]
-        wanted = list(names) if names is not None else everybody
+        wanted = (
+            list(names) if names is not None else [*self._kvstore_names(), *self.workers, *front]
+        )
         for name in wanted:
             self._spawn(name)
         for name in wanted:
@@ -223,6 +224,15 @@ class Cluster:
     def resume(self, name: str) -> None:
         """SIGCONT; harmless to one that runs."""
         self.processes[name].send_signal(signal.SIGCONT)
+
+    def revive(self, name: str) -> bool:
+        """Resumes a process, or starts it again if it is dead; whether it was."""
+        process = self.processes.get(name)
+        if process is not None and process.poll() is None:
+            self.resume(name)
+            return False
+        self.start([name])
+        return True
 
     def stop(self) -> dict[str, int]:
         """SIGTERM to all, front door first; returns the exit codes."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from baton_engine.poison import PATTERN
 
 from .engine_worker import prompts, running
@@ -12,6 +14,7 @@ from .oracle import Reference
 NEW = 8
 
 
+@pytest.mark.timeout(180)
 async def test_a_poisoned_page_that_is_used_changes_the_answer(
     deepseek_checkpoint: Path, reference: Reference
 ) -> None:

@@ -89,6 +89,7 @@ def shape(num_pages: int, **worker: int) -> Shape:
     )
 
 
+@pytest.mark.timeout(300)
 def test_a_session_moves_its_missing_pages_and_no_others(
     start_cluster: StartCluster, reference: Reference
 ) -> None:
