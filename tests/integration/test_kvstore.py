@@ -160,11 +160,11 @@ async def test_what_is_used_once_is_not_taken_and_a_sessions_pages_are_dropped_a
                 told = pb.SessionTurn(
                     session=session, page_hashes=chain, ttl_ms=60_000, family=family
                 )
-                await stub.Renew(pb.RenewSessionsRequest(turns=[told]))
+                await stub.RenewSessions(pb.RenewSessionsRequest(turns=[told]))
 
             async def close(session: bytes) -> set[bytes]:
                 request = pb.CloseSessionsRequest(sessions=[session])
-                free = (await stub.Close(request)).page_hashes
+                free = (await stub.CloseSessions(request)).page_hashes
                 return {free[i : i + 16] for i in range(0, len(free), 16)}
 
             a, b = b"a" * 16, b"b" * 16

@@ -21,13 +21,13 @@ class SessionServicer(kv_pb2_grpc.KvSessionServiceServicer):
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def Renew(
+    async def RenewSessions(
         self, request: pb.RenewSessionsRequest, context: Context
     ) -> pb.RenewSessionsResponse:
         self._store.turns([_turn(turn) for turn in request.turns])
         return pb.RenewSessionsResponse()
 
-    async def Close(
+    async def CloseSessions(
         self, request: pb.CloseSessionsRequest, context: Context
     ) -> pb.CloseSessionsResponse:
         for session in request.sessions:

@@ -189,7 +189,7 @@ class Sessions:
     async def _renew(self, address: str, request: kv.RenewSessionsRequest) -> None:
         stub = kv_pb2_grpc.KvSessionServiceStub(self._stores[address])
         try:
-            await stub.Renew(request, timeout=_RPC_S)
+            await stub.RenewSessions(request, timeout=_RPC_S)
         except grpc.aio.AioRpcError as error:
             log.debug("kvstore %s did not hear of turns: %s", address, error.code())
 
@@ -218,7 +218,7 @@ class Sessions:
     async def _end(self, address: str, request: kv.CloseSessionsRequest) -> bytes | None:
         stub = kv_pb2_grpc.KvSessionServiceStub(self._stores[address])
         try:
-            answer: kv.CloseSessionsResponse = await stub.Close(request, timeout=_RPC_S)
+            answer: kv.CloseSessionsResponse = await stub.CloseSessions(request, timeout=_RPC_S)
         except grpc.aio.AioRpcError as error:
             log.debug("kvstore %s did not hear of closed sessions: %s", address, error.code())
             return None

@@ -375,13 +375,13 @@ class KvSessionServiceStub(object):
         Args:
             channel: A grpc.Channel.
         """
-        self.Renew = channel.unary_unary(
-                '/baton.v1.KvSessionService/Renew',
+        self.RenewSessions = channel.unary_unary(
+                '/baton.v1.KvSessionService/RenewSessions',
                 request_serializer=baton_dot_v1_dot_kv__pb2.RenewSessionsRequest.SerializeToString,
                 response_deserializer=baton_dot_v1_dot_kv__pb2.RenewSessionsResponse.FromString,
                 _registered_method=True)
-        self.Close = channel.unary_unary(
-                '/baton.v1.KvSessionService/Close',
+        self.CloseSessions = channel.unary_unary(
+                '/baton.v1.KvSessionService/CloseSessions',
                 request_serializer=baton_dot_v1_dot_kv__pb2.CloseSessionsRequest.SerializeToString,
                 response_deserializer=baton_dot_v1_dot_kv__pb2.CloseSessionsResponse.FromString,
                 _registered_method=True)
@@ -393,13 +393,13 @@ class KvSessionServiceServicer(object):
     renews them.
     """
 
-    def Renew(self, request, context):
+    def RenewSessions(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Close(self, request, context):
+    def CloseSessions(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -408,13 +408,13 @@ class KvSessionServiceServicer(object):
 
 def add_KvSessionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'Renew': grpc.unary_unary_rpc_method_handler(
-                    servicer.Renew,
+            'RenewSessions': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenewSessions,
                     request_deserializer=baton_dot_v1_dot_kv__pb2.RenewSessionsRequest.FromString,
                     response_serializer=baton_dot_v1_dot_kv__pb2.RenewSessionsResponse.SerializeToString,
             ),
-            'Close': grpc.unary_unary_rpc_method_handler(
-                    servicer.Close,
+            'CloseSessions': grpc.unary_unary_rpc_method_handler(
+                    servicer.CloseSessions,
                     request_deserializer=baton_dot_v1_dot_kv__pb2.CloseSessionsRequest.FromString,
                     response_serializer=baton_dot_v1_dot_kv__pb2.CloseSessionsResponse.SerializeToString,
             ),
@@ -433,7 +433,7 @@ class KvSessionService(object):
     """
 
     @staticmethod
-    def Renew(request,
+    def RenewSessions(request,
             target,
             options=(),
             channel_credentials=None,
@@ -446,7 +446,7 @@ class KvSessionService(object):
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/baton.v1.KvSessionService/Renew',
+            '/baton.v1.KvSessionService/RenewSessions',
             baton_dot_v1_dot_kv__pb2.RenewSessionsRequest.SerializeToString,
             baton_dot_v1_dot_kv__pb2.RenewSessionsResponse.FromString,
             options,
@@ -460,7 +460,7 @@ class KvSessionService(object):
             _registered_method=True)
 
     @staticmethod
-    def Close(request,
+    def CloseSessions(request,
             target,
             options=(),
             channel_credentials=None,
@@ -473,7 +473,7 @@ class KvSessionService(object):
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/baton.v1.KvSessionService/Close',
+            '/baton.v1.KvSessionService/CloseSessions',
             baton_dot_v1_dot_kv__pb2.CloseSessionsRequest.SerializeToString,
             baton_dot_v1_dot_kv__pb2.CloseSessionsResponse.FromString,
             options,
