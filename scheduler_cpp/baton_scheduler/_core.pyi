@@ -60,6 +60,8 @@ class FinishReason(enum.IntEnum):
     LENGTH = 0
     FLAG = 1
     POISONED = 2
+    DEADLINE = 3
+    """In plans only."""
 
 class RowKind(enum.IntEnum):
     """Values of the last column of `Step.rows`."""
@@ -215,7 +217,8 @@ class Step:
     started_requests: NDArray[np.uint64]
     """AWAIT requests that became Decoding since the last plan: their first token is official."""
     finished_requests: NDArray[np.uint64]
-    """AWAIT requests whose first token was also their last (they are in started_requests too)."""
+    """AWAIT requests whose first token was also their last (they are in started_requests too), and
+    requests whose deadline passed."""
     finished_reasons: NDArray[np.int32]
     retracted: NDArray[np.uint64]
     """Lost slot and pages, keep their tokens, come back by themselves."""
@@ -261,6 +264,7 @@ class Scheduler:
         park_us: int = 0,
         resumes: int | None = None,
         fork_of: int | None = None,
+        deadline_us: int | None = None,
         now_us: int,
     ) -> Admission:
         """request: a 64-bit handle that is never reused. tokens: [N], N >= 1. key: 16 bytes.
@@ -276,7 +280,10 @@ class Scheduler:
         fork_of: a request (Decoding, Prefilled or Parked when this one is admitted) whose pages
         are shared as far as the tokens agree, to the token: full pages by reference, the next one
         by a copy (`Step.copies`). The other goes on undisturbed; if it is gone, this one computes.
-        `resumes` shares in the same way."""
+        `resumes` shares in the same way.
+        deadline_us: when it has passed, the next plan ends the request wherever it waits, fetches
+        or runs (`Step.finished_requests`, DEADLINE). A turn that was over by then is not concerned,
+        nor are pages that are held for a reader or parked."""
     def cancel(self, request: int) -> Reply:
         """Frees at once, or keeps the pages as Draining until step and fetch have let go. Ends a
         park."""

@@ -63,7 +63,8 @@ void bind_records(nb::module_& m) {
   nb::enum_<FinishReason>(m, "FinishReason", nb::is_arithmetic())
       .value("LENGTH", FinishReason::kLength)
       .value("FLAG", FinishReason::kFlag)
-      .value("POISONED", FinishReason::kPoisoned);
+      .value("POISONED", FinishReason::kPoisoned)
+      .value("DEADLINE", FinishReason::kDeadline);
   nb::enum_<RowKind>(m, "RowKind", nb::is_arithmetic())
       .value("PREFILL", RowKind::kPrefill)
       .value("DECODE", RowKind::kDecode);

@@ -204,6 +204,8 @@ std::vector<std::uint64_t> Scheduler::fingerprint() const {
     put(record->id);
     put(record->state.index());
     put(record->claims());
+    put(record->retractions);
+    if (record->terms.deadline) put(std::max<Micros>(record->terms.deadline - now_, -1));
     if (const auto* s = std::get_if<Fetching>(&record->state)) put(s->arrived());
     if (const auto* s = std::get_if<Prefilling>(&record->state)) {
       put(s->computed());

@@ -2,6 +2,7 @@
 #include "lifecycle.h"
 
 #include <algorithm>
+#include <functional>
 
 namespace baton {
 
@@ -96,8 +97,52 @@ Admission Scheduler::submit(const Submission& submission) {
                                   Queued(std::move(sequence)));
   ++population_[record->state.index()];
   queued_.push(*record, submission.key);
+  if (submission.terms.deadline > 0) {
+    deadlines_.emplace_back(submission.terms.deadline, submission.request);
+    std::push_heap(deadlines_.begin(), deadlines_.end(), std::greater<>());
+  }
   records_.emplace(submission.request, std::move(record));
   return Admission::kAccepted;
+}
+
+// Ends a request that waits, fetches or runs. What a step or a fetch still uses stays until then.
+template <class Event>
+void Scheduler::give_up(Record& record, const Event& event) {
+  if (record.is<Queued>()) {
+    queued_.remove(record, record.as<Queued>().sequence().key);
+    become(record, std::move(record.as<Queued>()).on(event));
+    return drop(record);
+  }
+  if (record.is<Retracted>()) {
+    retracted_.remove(record);
+    become(record, std::move(record.as<Retracted>()).on(event));
+    return drop(record);
+  }
+  if (record.is<Fetching>()) {
+    quarantined_ += record.as<Fetching>().pages().size();
+    become(record, std::move(record.as<Fetching>()).on(event));
+    return settle(record);
+  }
+  running_.remove(record);
+  if (record.is<Prefilling>()) {
+    become(record, std::move(record.as<Prefilling>()).on(event));
+  } else {
+    become(record, std::move(record.as<Decoding>()).on(event));
+  }
+  settle(record);
+}
+
+// A request that has ended meanwhile, or whose turn has, is not concerned.
+void Scheduler::miss_deadlines() {
+  while (!deadlines_.empty() && deadlines_.front().first < now_) {
+    std::pop_heap(deadlines_.begin(), deadlines_.end(), std::greater<>());
+    Record* record = find(deadlines_.back().second);
+    deadlines_.pop_back();
+    if (!record || kTable.answer<DeadlinePassed>(record->state) != Reply::kAccepted) continue;
+    next_.finished_requests.push_back(record->id);
+    next_.finished_reasons.push_back(static_cast<std::int32_t>(FinishReason::kDeadline));
+    give_up(*record, DeadlinePassed{});
+  }
 }
 
 Reply Scheduler::cancel(RequestId request) {
@@ -106,15 +151,7 @@ Reply Scheduler::cancel(RequestId request) {
   const Reply reply = kTable.answer<Cancelled>(record->state);
   if (reply != Reply::kAccepted) return reply;
   const Cancelled event;
-  if (record->is<Queued>()) {
-    queued_.remove(*record, record->as<Queued>().sequence().key);
-    become(*record, std::move(record->as<Queued>()).on(event));
-    drop(*record);
-  } else if (record->is<Retracted>()) {
-    retracted_.remove(*record);
-    become(*record, std::move(record->as<Retracted>()).on(event));
-    drop(*record);
-  } else if (record->is<Prefilled>()) {
+  if (record->is<Prefilled>()) {
     prefilled_.remove(*record);
     become(*record, std::move(record->as<Prefilled>()).on(event));
     drop(*record);
@@ -123,18 +160,8 @@ Reply Scheduler::cancel(RequestId request) {
   } else if (record->is<Draining>()) {
     if (!record->as<Draining>().parks()) return Reply::kIgnored;
     record->as<Draining>().on(event);
-  } else if (record->is<Fetching>()) {
-    quarantined_ += record->as<Fetching>().pages().size();
-    become(*record, std::move(record->as<Fetching>()).on(event));
-    settle(*record);
-  } else if (record->is<Prefilling>()) {
-    running_.remove(*record);
-    become(*record, std::move(record->as<Prefilling>()).on(event));
-    settle(*record);
   } else {
-    running_.remove(*record);
-    become(*record, std::move(record->as<Decoding>()).on(event));
-    settle(*record);
+    give_up(*record, event);
   }
   return reply;
 }
@@ -287,6 +314,7 @@ void Scheduler::enter_running(Record& record) {
 }
 
 void Scheduler::retract_running(Record& record) {
+  ++record.retractions;
   running_.remove(record);
   if (record.is<Decoding>()) {
     retract<Decoding>(record);

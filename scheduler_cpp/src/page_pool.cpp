@@ -47,6 +47,10 @@ SealedPage SealedPage::share() const {
   return SealedPage(*pool_, id_);
 }
 
+bool SealedPage::shared() const {
+  return pool_->at(id_).references > 1;
+}
+
 OwnedPage SealedPage::copy_on_write(OwnedPage&& blank, PageCopy& copy) && {
   copy = {id_, blank.id()};
   const SealedPage given_up = std::move(*this);

@@ -27,6 +27,7 @@ Step Scheduler::plan(Micros now) {
 
 // Costs what is due, not what is held.
 void Scheduler::expire(Micros now) {
+  miss_deadlines();
   leases_.expire(now);
   while (Record* record = prefilled_.front()) {
     if (record->as<Prefilled>().hold_deadline() >= now) break;
@@ -65,13 +66,13 @@ void Scheduler::plan_decodes() {
   }
 }
 
-// A page for the next token of the running request at `index`; parked sessions make room, then the
-// youngest. False: it was itself the youngest, and is retracted.
+// A page for the next token of the running request at `index`; parked sessions make room, then
+// those that win less. False: nobody does, and it is retracted itself.
 bool Scheduler::give_page(Record& record, std::size_t index) {
   std::optional<OwnedPage> page = pool_.allocate();
   while (!page && demote_one(0)) page = pool_.allocate();
   while (!page) {
-    Record* victim = youngest_after(index);
+    Record* victim = victim_after(index);
     retract_running(victim ? *victim : record);
     if (!victim) return false;
     page = pool_.allocate();
@@ -112,13 +113,31 @@ bool Scheduler::give_window_page(Record& record) {
   return false;
 }
 
-// Rows are planned oldest first, so whoever stands after `index` has none in this step yet.
-Record* Scheduler::youngest_after(std::size_t index) const {
+// Who gives way to the running request at `index`: of those that win less, hence have no row in
+// this step yet, those of the lowest priority; of them the one that loses least, in tokens that
+// nobody else keeps.
+Record* Scheduler::victim_after(std::size_t index) const {
+  Record* cheapest = nullptr;
+  std::size_t least = 0;
   for (std::size_t i = running_.extent(); i-- > index + 1;) {
     Record* record = running_.at(i);
-    if (record && record->claims() == 0) return record;
+    if (!record || record->claims() > 0) continue;
+    if (cheapest && record->terms.priority > cheapest->terms.priority) break;
+    const bool decodes = record->is<Decoding>();
+    const PageTable& pages =
+        decodes ? record->as<Decoding>().pages() : record->as<Prefilling>().pages();
+    const std::size_t computed =
+        decodes ? record->as<Decoding>().computed() : record->as<Prefilling>().computed();
+    const std::size_t shared = pages.shared();
+    // Who shares all it has would give nothing back.
+    const std::size_t loss = shared == pages.size()
+                                 ? config_.max_context + 1
+                                 : computed - std::min(computed, shared * config_.page_size);
+    if (cheapest && loss >= least) continue;
+    cheapest = record;
+    least = loss;
   }
-  return nullptr;
+  return cheapest;
 }
 
 void Scheduler::add_decode_row(Record& record, std::size_t drafted) {

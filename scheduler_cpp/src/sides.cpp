@@ -154,13 +154,12 @@ std::size_t Scheduler::window_room(const SideTables& sides, std::size_t context,
 std::size_t Scheduler::give_side_pages(Record& record, SideTables& sides, SlotId slot,
                                        std::size_t context, std::size_t most) {
   std::size_t tokens = window_room(sides, context, most);
-  while (tokens == 0 && demote_one(0)) tokens = window_room(sides, context, most);
   while (tokens == 0) {
     if (demote_one(0)) {
       tokens = window_room(sides, context, most);
       continue;
     }
-    Record* victim = youngest_after(running_.index_of(record));
+    Record* victim = victim_after(running_.index_of(record));
     if (!victim) return 0;
     retract_running(*victim);
     tokens = window_room(sides, context, most);

@@ -51,6 +51,11 @@ Script forked(Script s, std::size_t parent) {
   return s;
 }
 
+Script timed(Script s) {
+  s.time = 20;
+  return s;
+}
+
 std::vector<Named> configurations() {
   const Goal generate = Goal::kGenerate, hand_over = Goal::kHandOver, await = Goal::kAwait;
   std::vector<Named> all;
@@ -85,6 +90,11 @@ std::vector<Named> configurations() {
                  {guessing,
                   {script({0, 0}, 5, generate), forked(script({1}, 4, generate), 1),
                    parked(script({1, 1}, 5, generate))}}});
+  all.push_back(
+      {"deadlines: 4 requests, 4 pages",
+       {small_config(4, 2, 1, Role::kFused),
+        {timed(script({0, 0, 0}, 3, generate)), timed(script({0, 0}, 2, await)),
+         timed(parked(script({1}, 2, generate))), timed(script({1, 1}, 2, hand_over, 1))}}});
   all.push_back({"everything at once: 4 requests, 4 pages",
                  {small_config(4, 2, 1, Role::kFused),
                   {script({0, 0, 0}, 3, generate), script({0, 0}, 2, await),

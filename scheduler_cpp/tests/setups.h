@@ -76,6 +76,7 @@ inline Setup random_setup(Random& random) {
     if (!setup.config.side_groups.empty()) script.fetch_pages = 0;
     script.tenant = random.below(6) ? 0 : 1;
     script.priority = random.below(4) ? 0 : static_cast<std::int32_t>(random.below(3)) - 1;
+    script.time = random.below(4) ? 0 : 3 + random.below(20);
     script.park_us = random.below(3) ? 0 : 10;
     if (i > 0 && random.below(2) == 0) {
       (random.below(2) ? script.resumes : script.fork_of) = 1 + random.below(i);

@@ -64,6 +64,13 @@ bool World::has_parent(std::size_t request) const {
   return parent == 0 || requests_[parent - 1].submitted;
 }
 
+bool World::has_deadline() const {
+  for (std::size_t a = 0; a < requests_.size(); ++a) {
+    if (setup_.scripts[a].time && requests_[a].submitted && !requests_[a].over) return true;
+  }
+  return false;
+}
+
 // ---------------------------------------------------------------- events
 
 bool World::is_enabled(Event event) const {
@@ -104,7 +111,7 @@ bool World::is_enabled(Event event) const {
              scheduler_.state_of(a + 1) == "Decoding" && requests_[a].draft.empty();
     case Kind::kTick:
       return event.a == 0 || !leases_.empty() || scheduler_.stats().prefilled > 0 ||
-             scheduler_.stats().parked > 0;
+             scheduler_.stats().parked > 0 || has_deadline();
     case Kind::kStray:
       return known && requests_[a].submitted && !fetches_.contains(event.a);
   }
@@ -149,7 +156,8 @@ void World::do_submit(int a) {
   }
   for (const Token token : script.prompt) append(request, token, script.tenant);
   request.prompt = request.tokens.size();
-  const Terms terms{script.priority, script.park_us, script.resumes, script.fork_of};
+  const Terms terms{script.priority, script.park_us, script.resumes, script.fork_of,
+                    script.time ? now_ + script.time : 0};
   const Admission admission =
       scheduler_.submit({static_cast<RequestId>(a + 1), request.tokens, script.max_new_tokens,
                          key(a), script.goal, script.fetch_pages, terms});

@@ -25,6 +25,7 @@ struct Script {
   std::uint64_t tenant = 0;
   std::int32_t priority = 0;
   Micros park_us = 0;
+  Micros time = 0;  // from submission to its deadline; 0: it has none
   // Number of the script (from 1) that this one goes on: its prompt follows that one's tokens.
   std::size_t resumes = 0;
   std::size_t fork_of = 0;  // the same, sharing
@@ -92,6 +93,7 @@ class World {
     std::vector<Token> tokens;
     std::vector<Tag> tags;  // of each token
     std::size_t prompt = 0;
+    std::size_t retractions = 0;
     std::vector<Token> draft;  // guesses at what follows the tokens
     std::int32_t slot = -1;
     std::size_t emitted = 0;
@@ -110,6 +112,7 @@ class World {
 
   bool is_enabled(Event event) const;
   bool is_parked(std::size_t request) const;
+  bool has_deadline() const;
   bool has_parent(std::size_t request) const;
   void do_submit(int request);
   void do_draft(int request);
@@ -123,6 +126,7 @@ class World {
   void do_release(std::size_t lease);
   void do_stray(int request);
   void take_plan();
+  void check_retractions(const Plan& plan);
   void check_reads(const char* when);
   void take_side_plan();
   void check_side_writers();
@@ -157,6 +161,7 @@ class World {
   std::optional<Step> step_;
   std::string fault_;
   bool checking_ = true;
+  std::size_t abandoned_ = 0;
 };
 
 }  // namespace baton::world

@@ -1,5 +1,6 @@
 // The executor: page tables by deltas, rows that read and write contents.
 #include <algorithm>
+#include <bit>
 #include <set>
 
 #include "world.h"
@@ -35,6 +36,7 @@ void World::take_plan() {
     table[static_cast<std::size_t>(delta.page_index)] = delta.page;
   }
   if (scheduler_.groups() > 1) take_side_plan();
+  check_retractions(plan);
   for (const PageCopy& copy : plan.copies) {
     content(0, raw(copy.target)) = content(0, raw(copy.source));
   }
@@ -219,7 +221,21 @@ void World::do_complete(int variant) {
   }
 }
 
+// No ping-pong: after log2(pages) times a request comes back only when nothing runs, and is then
+// sent away only for one that wins more and starts later. (An abandoned step may cost a state, and
+// a fetch without its token the last page.)
+void World::check_retractions(const Plan& plan) {
+  const std::size_t doublings = std::bit_width(setup_.config.num_pages) + 1;
+  for (const RequestId id : plan.retracted) {
+    Request& request = requests_[static_cast<std::size_t>(script_of(id))];
+    if (++request.retractions > doublings + 1 + requests_.size() + abandoned_) {
+      fail("a request was retracted " + std::to_string(request.retractions) + " times");
+    }
+  }
+}
+
 void World::do_abandon() {
+  ++abandoned_;
   // The forward may have written anything into the pages it was given to write.
   const Plan& plan = step_->plan();
   for (const Row& row : plan.rows) {

@@ -12,7 +12,7 @@
 
 namespace baton {
 
-enum class FinishReason : std::int32_t { kLength = 0, kFlag = 1, kPoisoned = 2 };
+enum class FinishReason : std::int32_t { kLength = 0, kFlag = 1, kPoisoned = 2, kDeadline = 3 };
 
 // Proof that no step in flight has a row of this request. Only its record can give it.
 class Idle {
@@ -92,6 +92,7 @@ struct Retract {
 };
 struct HandedOver {};
 struct HoldExpired {};
+struct DeadlinePassed {};
 struct Cancelled {};
 struct Settled {
   Idle idle;

@@ -71,6 +71,8 @@ class [[nodiscard]] SealedPage {
   inline std::size_t group() const;
 
   [[nodiscard]] SealedPage share() const;
+  // Whether others hold it too.
+  bool shared() const;
   // Gives up this reference for a writable page of the same content, once `copy` has been made.
   [[nodiscard]] OwnedPage copy_on_write(OwnedPage&& blank, PageCopy& copy) &&;
 

@@ -87,6 +87,13 @@ class [[nodiscard]] PageTable {
     return copy;
   }
 
+  // How many leading pages others hold too. Whoever shares a page shares those before it.
+  std::size_t shared() const {
+    const auto end = std::partition_point(sealed_.begin(), sealed_.end(),
+                                          [](const SealedPage& page) { return page.shared(); });
+    return static_cast<std::size_t>(end - sealed_.begin());
+  }
+
   // Gives back writable pages from index `pages` on.
   void shrink_to(std::size_t pages) {
     while (owned() > 0 && size() > pages) owned_.pop_back();

@@ -21,6 +21,8 @@ struct Terms {
 
   // Whose pages it may take besides those that are found by content.
   RequestId parent() const { return resumes ? resumes : fork_of; }
+
+  Micros deadline = 0;  // when it is given up, wherever it stands; 0: never
 };
 
 class Record {
@@ -68,6 +70,8 @@ class Record {
     return claims_ == 0 ? std::optional<Idle>(Idle()) : std::nullopt;
   }
   std::uint32_t claims() const { return claims_; }
+  // How often it gave its pages back to others.
+  std::uint32_t retractions = 0;
 
  private:
   friend class RowClaim;

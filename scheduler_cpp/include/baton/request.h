@@ -44,6 +44,7 @@ class [[nodiscard]] Queued {
 
   [[nodiscard]] Fetching on(AdmittedToFetch&& event) &&;
   [[nodiscard]] Prefilling on(AdmittedToCompute&& event) &&;
+  [[nodiscard]] Finished on(DeadlinePassed) &&;
   [[nodiscard]] Finished on(Cancelled) &&;
 
  private:
@@ -74,6 +75,7 @@ class [[nodiscard]] Fetching {
   [[nodiscard]] Prefilling on(FetchGaveUp) &&;
   [[nodiscard]] Decoding on(FetchCompleted event) &&;
   [[nodiscard]] Retracted on(Retract) &&;
+  [[nodiscard]] Draining on(DeadlinePassed) &&;
   [[nodiscard]] Draining on(Cancelled) &&;
 
  private:
@@ -114,6 +116,7 @@ class [[nodiscard]] Prefilling {
   [[nodiscard]] Prefilled on(PromptHandedOut event) &&;
   [[nodiscard]] Draining on(Stopped) &&;
   [[nodiscard]] Retracted on(Retract) &&;
+  [[nodiscard]] Draining on(DeadlinePassed) &&;
   [[nodiscard]] Draining on(Cancelled) &&;
 
  private:
@@ -205,6 +208,7 @@ class [[nodiscard]] Decoding {
   [[nodiscard]] Draining on(Stopped) &&;
   [[nodiscard]] Draining on(TurnParked event) &&;
   [[nodiscard]] Retracted on(Retract) &&;
+  [[nodiscard]] Draining on(DeadlinePassed) &&;
   [[nodiscard]] Draining on(Cancelled) &&;
 
  private:
@@ -268,6 +272,7 @@ class [[nodiscard]] Retracted {
   Sequence& sequence() const { return *sequence_; }
 
   [[nodiscard]] Prefilling on(AdmittedToCompute&& event) &&;
+  [[nodiscard]] Finished on(DeadlinePassed) &&;
   [[nodiscard]] Finished on(Cancelled) &&;
 
  private:

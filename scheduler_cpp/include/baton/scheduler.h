@@ -181,7 +181,7 @@ class Scheduler {
   bool give_page(Record& record, std::size_t index);
   bool give_window_page(Record& record);
   bool demote_one(RequestId but);
-  Record* youngest_after(std::size_t index) const;
+  Record* victim_after(std::size_t index) const;
   std::size_t reserve_draft(Record& record);
   void add_decode_row(Record& record, std::size_t drafted);
   void grow(Decoding& decoding, OwnedPage&& page);
@@ -194,6 +194,7 @@ class Scheduler {
   Admitted admit(Record& record);
   PageTable match(Sequence& sequence, std::size_t most);
   std::size_t headroom(const PagePool& pool) const;
+  std::size_t distance(const Record& record) const;
   std::optional<PartialCopy> fork(Record& parent, Sequence& sequence, PageTable& pages);
   void plan_copy(Record& parent, PartialCopy&& copy, PageId target);
   bool blocked(const Record& record) const;
@@ -257,6 +258,9 @@ class Scheduler {
   void retract_running(Record& record);
   template <class Event>
   void unpark(Record& record, Event&& event);
+  template <class Event>
+  void give_up(Record& record, const Event& event);
+  void miss_deadlines();
   void demote(Record& record);
   void resume(Record& next);
   void settle(Record& record);
@@ -284,6 +288,7 @@ class Scheduler {
   WaitingQueue queued_;
   RecordList retracted_, prefilled_;
   std::set<std::pair<Micros, RequestId>> parked_;  // the first to expire, or to give way, first
+  std::vector<std::pair<Micros, RequestId>> deadlines_;  // a heap, the next one first
   RunningList running_;
   std::vector<Record*> prefilling_;  // of the plan being made, oldest first
   std::size_t budget_ = 0;           // tokens left in the plan being made
