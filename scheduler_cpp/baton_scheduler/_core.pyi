@@ -103,12 +103,14 @@ class Config:
         hold_us: int,
         max_draft_tokens: int = 0,
         side_groups: Sequence[CacheGroup] = (),
+        host_pages: int = 0,
     ) -> None:
         """max_running: slots (fetching, prefilling and decoding requests). max_step_tokens: token
         budget of a step, at least max_running. max_waiting: queued requests before QUEUE_FULL.
         hold_us: how long Prefilled pages wait for their reader. num_pages: of group 0, full
         attention. max_draft_tokens: guesses a row may carry, at most 64; 0 with side_groups.
-        side_groups: the groups beside full attention, numbered from 1. Raises ValueError."""
+        side_groups: the groups beside full attention, numbered from 1. host_pages: of the host
+        tier; 0: there is none. Raises ValueError."""
     role: Role
     page_size: int
     num_pages: int
@@ -120,6 +122,7 @@ class Config:
     hold_us: int
     max_draft_tokens: int
     side_groups: list[CacheGroup]
+    host_pages: int
 
 class PoolStats:
     """Pages of one group, as in Stats."""
@@ -155,11 +158,15 @@ class Stats:
     parked: int
     draining: int
     leases: int
+    offloading: int
+    """Pages on their way to the host tier."""
     computed_tokens: int
     """Prompt tokens computed here (recomputation after retraction included)."""
     generated_tokens: int
     reused_tokens: int
     """Prompt tokens found in local pages at admission."""
+    restored_tokens: int
+    """Tokens that arrived from the host tier."""
     fetched_tokens: int
     """Prompt tokens that arrived from peers."""
     retractions: int
@@ -209,6 +216,16 @@ class Step:
     """[F, 2]: page_index, target page"""
     fetch_hashes: NDArray[np.uint8]
     """[F, 16]"""
+    restore_requests: NDArray[np.uint64]
+    """[N]: start copying these from the host tier, and report as of a fetch: `pages_arrived`, and
+    one `fetch_ended` when restores and fetches of the request are all over. A request's restored
+    pages come before its fetched ones."""
+    restore_pages: NDArray[np.int32]
+    """[N, 3]: page_index, host page, target page"""
+    offloads: NDArray[np.uint64]
+    """[O]: copy these to the host tier; end each by `offload_ended`."""
+    offload_pages: NDArray[np.int32]
+    """[O, 2]: page, host page"""
     admitted_requests: NDArray[np.uint64]
     """[A]: got a slot now; a retracted request appears again when it is readmitted. An AWAIT
     request listed here waits for `fetch_ended` even if it has no fetch entries."""
@@ -323,6 +340,10 @@ class Scheduler:
         HAND_OVER compute on from what arrived. AWAIT with everything arrived and a first token
         decodes on; otherwise it computes here what is missing. finish: the first token ends the
         request (eos)."""
+    def offload_ended(self, offload: int, complete: bool) -> Reply:
+        """TERMINAL for the copy: neither page is touched by it any more. complete: the host page
+        holds what the page held, and is found from now on."""
+    def host_stats(self) -> PoolStats: ...
     def grant(self, hashes: NDArray[np.uint8], now_us: int, ttl_us: int, group: int = 0) -> Lease:
         """hashes: [n, 16], all of one group. Leases the longest held prefix of them."""
     def renew(self, lease: int, now_us: int, ttl_us: int) -> bool:

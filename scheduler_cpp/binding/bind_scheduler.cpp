@@ -210,6 +210,10 @@ void bind_step(nb::module_& m) {
       .def_prop_ro("fetch_requests", plan_view<std::uint64_t, 1, &Plan::fetch_requests>)
       .def_prop_ro("fetch_pages", plan_view<std::int32_t, 2, &Plan::fetch_pages>)
       .def_prop_ro("fetch_hashes", plan_view<std::uint8_t, 16, &Plan::fetch_hashes>)
+      .def_prop_ro("restore_requests", plan_view<std::uint64_t, 1, &Plan::restore_requests>)
+      .def_prop_ro("restore_pages", plan_view<std::int32_t, 3, &Plan::restore_pages>)
+      .def_prop_ro("offloads", plan_view<std::uint64_t, 1, &Plan::offloads>)
+      .def_prop_ro("offload_pages", plan_view<std::int32_t, 2, &Plan::offload_pages>)
       .def_prop_ro("admitted_requests", plan_view<std::uint64_t, 1, &Plan::admitted_requests>)
       .def_prop_ro("admitted", plan_view<std::int32_t, 2, &Plan::admitted>)
       .def_prop_ro("started_requests", plan_view<std::uint64_t, 1, &Plan::started_requests>)
@@ -290,6 +294,8 @@ void bind_scheduler(nb::module_& m) {
           },
           nb::arg("request"), nb::arg("first_token").none(), nb::arg("now_us"), nb::kw_only(),
           nb::arg("finish") = false)
+      .def("offload_ended", &Scheduler::offload_ended, nb::arg("offload"), nb::arg("complete"))
+      .def("host_stats", &Scheduler::host_stats)
       .def("grant", grant, nb::arg("hashes"), nb::arg("now_us"), nb::arg("ttl_us"),
            nb::arg("group") = 0)
       .def("renew", &Scheduler::renew, nb::arg("lease"), nb::arg("now_us"), nb::arg("ttl_us"))

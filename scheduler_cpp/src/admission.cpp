@@ -102,12 +102,14 @@ Scheduler::Admitted Scheduler::admit(Record& record) {
   const std::size_t fetchable = record.is<Retracted>() ? 0
                                 : awaits               ? total
                                                        : std::min(sequence.fetch_pages, reusable);
-  if (budget_ == 0 && fetchable == 0) return Admitted::kNoBudget;
+  if (budget_ == 0 && fetchable == 0 && config_.host_pages == 0) return Admitted::kNoBudget;
 
   std::size_t reused, copied = 0;
   {
     PageTable pages = match(sequence, awaits ? sequence.full_pages() : reusable);
-    const bool fetches = awaits || fetchable > pages.sealed();
+    std::vector<HostPage> restored = match_host(sequence, pages.sealed(), reusable);
+    const std::size_t wanted = std::max(fetchable, pages.sealed() + restored.size());
+    const bool fetches = awaits || wanted > pages.sealed();
     Record* parent = fetches ? nullptr : find(record.terms.parent());
     std::optional<PartialCopy> copy;
     if (parent) copy = fork(*parent, sequence, pages);
@@ -141,26 +143,30 @@ Scheduler::Admitted Scheduler::admit(Record& record) {
       plan_side_copies(pages.sides(), std::move(copy->beside));
       plan_copy(*parent, std::move(*copy), pages[reused]);
     }
-    Slot slot = *slots_.take();
-    if (record.is<Retracted>()) {
-      retracted_.remove(record);
-      become(record, std::move(record.as<Retracted>())
-                         .on(AdmittedToCompute{std::move(slot), std::move(pages), copied}));
-    } else if (fetches) {
-      queued_.serve(record, sequence.key, sequence.tokens.size());
-      become(record,
-             std::move(record.as<Queued>())
-                 .on(AdmittedToFetch{std::move(slot), std::move(pages), FetchTicket::issue()}));
+    if (fetches) {
+      leave_queue(record, AdmittedToFetch{*slots_.take(), std::move(pages),
+                                          FetchTicket::issue(std::move(restored)), wanted, awaits});
     } else {
-      queued_.serve(record, sequence.key, sequence.tokens.size());
-      become(record, std::move(record.as<Queued>())
-                         .on(AdmittedToCompute{std::move(slot), std::move(pages), copied}));
+      leave_queue(record, AdmittedToCompute{*slots_.take(), std::move(pages), copied});
     }
   }
   blocked_.reset();
   resume(record);
   announce(record, reused * config_.page_size + copied);
   return Admitted::kYes;
+}
+
+// Whoever was retracted has been served before.
+template <class Event>
+void Scheduler::leave_queue(Record& record, Event&& event) {
+  if (record.is<Retracted>()) {
+    retracted_.remove(record);
+    become(record, std::move(record.as<Retracted>()).on(std::move(event)));
+  } else {
+    const Sequence& sequence = record.as<Queued>().sequence();
+    queued_.serve(record, sequence.key, sequence.tokens.size());
+    become(record, std::move(record.as<Queued>()).on(std::move(event)));
+  }
 }
 
 // The executor learns the slot's pages, the engine the slot; a fetch learns its targets.
@@ -188,7 +194,15 @@ void Scheduler::announce(Record& record, std::size_t reused_tokens) {
 void Scheduler::start_fetch(Record& record) {
   const Fetching& fetching = record.as<Fetching>();
   Sequence& sequence = fetching.sequence();
+  const std::vector<HostPage>& restored = fetching.restored();
   for (std::size_t index = fetching.arrived(); index < fetching.wanted(); ++index) {
+    const std::size_t from_host = index - fetching.restored_first();
+    if (from_host < restored.size()) {
+      next_.restore_requests.push_back(record.id);
+      next_.restore_pages.push_back({static_cast<std::int32_t>(index), restored[from_host].id(),
+                                     raw(fetching.pages()[index])});
+      continue;
+    }
     next_.fetch_requests.push_back(record.id);
     next_.fetch_pages.push_back({static_cast<std::int32_t>(index), raw(fetching.pages()[index])});
     next_.fetch_hashes.push_back(index < sequence.full_pages() ? sequence.identity(index)

@@ -182,7 +182,7 @@ void Scheduler::stop_if_over(Record& record, RowFlag flag) {
 void Scheduler::poison(Record& record) {
   const PageTable& pages =
       record.is<Decoding>() ? record.as<Decoding>().pages() : record.as<Prefilling>().pages();
-  for (std::size_t i = 0; i < pages.sealed(); ++i) pool_.forget_unshared(pages.sealed_page(i));
+  for (std::size_t i = 0; i < pages.sealed(); ++i) forget(pages.sealed_page(i));
   forget_sides(pages.sides());
   if (record.is<Decoding>()) {
     stop<Decoding>(record, FinishReason::kPoisoned, completion_.finished_requests,
@@ -191,6 +191,11 @@ void Scheduler::poison(Record& record) {
     stop<Prefilling>(record, FinishReason::kPoisoned, completion_.finished_requests,
                      completion_.finished_reasons);
   }
+}
+
+void Scheduler::forget(const SealedPage& page) {
+  if (config_.host_pages > 0) host_.forget_unread(pool_.identity(page));
+  pool_.forget_unshared(page);
 }
 
 // ---------------------------------------------------------------- sealing

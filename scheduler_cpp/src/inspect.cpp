@@ -61,6 +61,8 @@ Stats Scheduler::stats() const {
   stats.parked = in(kStateIndex<Parked>);
   stats.draining = in(kStateIndex<Draining>);
   stats.leases = leases_.size();
+  stats.offloading = offloads_.size();
+  stats.restored_tokens = restored_tokens_;
   stats.computed_tokens = computed_tokens_;
   stats.generated_tokens = generated_tokens_;
   stats.reused_tokens = reused_tokens_;
@@ -121,6 +123,12 @@ std::string Scheduler::check_invariants() const {
   const auto count = [&](std::size_t group, PageId page) {
     ++references[group][static_cast<std::size_t>(raw(page))];
   };
+  std::vector<std::uint32_t> host_references(host_.pages().total(), 0);
+  const auto count_host = [&](const FetchTicket& ticket) {
+    for (const HostPage& page : ticket.restored()) {
+      ++host_references[static_cast<std::size_t>(page.id())];
+    }
+  };
   std::array<std::size_t, kStateNames.size()> population{};
   std::size_t slots = 0, quarantined = 0, claims = 0;
   for (const auto& [id, record] : records_) {
@@ -129,7 +137,11 @@ std::string Scheduler::check_invariants() const {
     slots += record->is<Fetching>() || record->is<Prefilling>() || record->is<Decoding>() ||
              record->is<Draining>();
     if (const PageTable* pages = pages_in(record->state)) for_each_page(*pages, count);
+    if (const auto* fetching = std::get_if<Fetching>(&record->state)) {
+      count_host(fetching->ticket());
+    }
     if (const auto* draining = std::get_if<Draining>(&record->state)) {
+      if (draining->ticket()) count_host(*draining->ticket());
       if (draining->fetch_in_flight()) quarantined += draining->pages().size();
       if (!draining->fetch_in_flight() && record->claims() == 0) {
         return "a draining request waits for nothing";
@@ -157,6 +169,13 @@ std::string Scheduler::check_invariants() const {
     }
   }
   leases_.for_each_page(count);
+  for (const auto& [id, offload] : offloads_) {
+    count(0, offload.source());
+    ++host_references[static_cast<std::size_t>(offload.target())];
+  }
+  if (const char* broken = host_.pages().audit(host_references); *broken) {
+    return std::string("host tier: ") + broken;
+  }
   std::size_t claimed = 0;
   if (!steps_.empty()) {
     claimed = steps_.oldest().rows.size() + steps_.oldest().sources.size();
@@ -206,7 +225,10 @@ std::vector<std::uint64_t> Scheduler::fingerprint() const {
     put(record->claims());
     put(record->retractions);
     if (record->terms.deadline) put(std::max<Micros>(record->terms.deadline - now_, -1));
-    if (const auto* s = std::get_if<Fetching>(&record->state)) put(s->arrived());
+    if (const auto* s = std::get_if<Fetching>(&record->state)) {
+      put(s->arrived());
+      put(s->restored().size());
+    }
     if (const auto* s = std::get_if<Prefilling>(&record->state)) {
       put(s->computed());
       put(s->sequence().tokens.size());
@@ -236,6 +258,18 @@ std::vector<std::uint64_t> Scheduler::fingerprint() const {
     put(deadline - now_);
     for (const LeasedPage& page : pages) put_page(page.group(), page.id());
   });
+  if (config_.host_pages > 0) {
+    std::vector<OffloadId> ids;
+    for (const auto& [id, offload] : offloads_) ids.push_back(id);
+    std::sort(ids.begin(), ids.end());
+    for (const OffloadId id : ids) put_page(0, offloads_.at(id).source());
+    put(host_.pages().free());
+    put(host_.pages().referenced());
+    for (const PageId page : host_.pages().coldest_first()) {
+      put(host_.pages().findable_identity(page).lo);
+    }
+    put(pool_.backed());
+  }
   for (std::size_t group = 0; group < groups(); ++group) {
     put(pool(group).free());
     for (const PageId page : pool(group).coldest_first()) put_page(group, page);

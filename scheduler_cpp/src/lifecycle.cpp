@@ -52,6 +52,13 @@ std::string Config::problem() const {
     return "max_draft_tokens is " + std::to_string(max_draft_tokens) +
            " with side_groups: a window or a state cannot take back a token; must be 0";
   }
+  if (host_pages > 0 && !side_groups.empty()) {
+    return "host_pages is " + std::to_string(host_pages) +
+           " with side_groups: the host tier keeps pages of full attention alone";
+  }
+  if (host_pages > 0x3fffffff) {
+    return "host_pages is " + std::to_string(host_pages) + ": must be at most 2^30 - 1";
+  }
   if (hold_us < 0) return "hold_us is " + std::to_string(hold_us) + ": must not be negative";
   return {};
 }
@@ -60,6 +67,7 @@ Scheduler::Scheduler(const Config& config)
     : config_(config),
       snapshot_interval_(config.snapshot_interval()),
       pool_(config.num_pages),
+      host_(config.host_pages),
       slots_(config.max_running, next_.slot_resets) {
   const std::size_t groups = 1 + config.side_groups.size();
   for (const SideGroup& group : config.side_groups) {
@@ -212,7 +220,8 @@ Reply Scheduler::pages_arrived(RequestId request, std::size_t first_index, std::
       fetched_tokens_ += sequence.tokens.size() - index * config_.page_size;
       continue;
     }
-    fetched_tokens_ += config_.page_size;
+    const bool restored = index - fetching.restored_first() < fetching.restored().size();
+    (restored ? restored_tokens_ : fetched_tokens_) += config_.page_size;
     const PageId before = fetching.pages()[index];
     const PageId after = fetching.seal_next();
     if (before != after) {
@@ -242,8 +251,7 @@ Reply Scheduler::fetch_ended(RequestId request, std::optional<Token> first_token
   }
 
   Fetching& fetching = record->as<Fetching>();
-  const Sequence& sequence = fetching.sequence();
-  if (sequence.goal == Goal::kAwait && first_token && fetching.complete()) {
+  if (first_token && fetching.complete()) {
     next_.started_requests.push_back(request);
     ++generated_tokens_;
     become(*record, std::move(fetching).on(FetchCompleted{*first_token}));

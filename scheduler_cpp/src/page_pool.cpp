@@ -75,8 +75,9 @@ PagePool::PagePool(std::size_t pages, std::size_t group)
 
 std::optional<OwnedPage> PagePool::allocate() {
   if (free_.empty()) {
-    if (coldest_ < 0) return std::nullopt;
-    const auto coldest = static_cast<PageId>(coldest_);
+    const std::int32_t next = coldest_of_all();
+    if (next < 0) return std::nullopt;
+    const auto coldest = static_cast<PageId>(next);
     unlink(coldest);
     unindex(coldest);
     to_free(coldest);
@@ -93,6 +94,29 @@ std::optional<SealedPage> PagePool::find(const Digest& identity) {
   if (found == kNoEntry) return std::nullopt;
   acquire(static_cast<PageId>(found));
   return SealedPage(*this, static_cast<PageId>(found));
+}
+
+void PagePool::mark_backed(const Digest& identity, bool backed) {
+  const std::int32_t found = index_.find(identity);
+  if (found == kNoEntry) return;
+  const auto id = static_cast<PageId>(found);
+  const bool cold = at(id).references == 0;
+  if (cold) unlink(id);
+  at(id).backed = backed;
+  if (cold) link_warmest(id);
+}
+
+std::optional<SealedPage> PagePool::coldest_unbacked() {
+  if (unbacked_.coldest < 0) return std::nullopt;
+  const auto id = static_cast<PageId>(unbacked_.coldest);
+  acquire(id);
+  return SealedPage(*this, id);
+}
+
+std::optional<Digest> PagePool::next_out() const {
+  const std::int32_t next = coldest_of_all();
+  if (!free_.empty() || next < 0) return std::nullopt;
+  return at(static_cast<PageId>(next)).identity;
 }
 
 void PagePool::forget_unshared(const SealedPage& page) {
@@ -149,6 +173,7 @@ void PagePool::to_free(PageId id) {
   Page& page = at(id);
   page.use = Use::kFree;
   page.tail = false;
+  page.backed = false;
   free_.push_back(id);
 }
 
@@ -161,17 +186,19 @@ void PagePool::unindex(PageId id) {
 
 void PagePool::link_warmest(PageId id) {
   Page& page = at(id);
-  page.colder = warmest_;
+  ColdList& list = list_of(page);
+  page.colder = list.warmest;
   page.warmer = -1;
-  (warmest_ < 0 ? coldest_ : at(static_cast<PageId>(warmest_)).warmer) = raw(id);
-  warmest_ = raw(id);
+  (list.warmest < 0 ? list.coldest : at(static_cast<PageId>(list.warmest)).warmer) = raw(id);
+  list.warmest = raw(id);
   ++cached_;
 }
 
 void PagePool::unlink(PageId id) {
   const Page& page = at(id);
-  (page.colder < 0 ? coldest_ : at(static_cast<PageId>(page.colder)).warmer) = page.warmer;
-  (page.warmer < 0 ? warmest_ : at(static_cast<PageId>(page.warmer)).colder) = page.colder;
+  ColdList& list = list_of(page);
+  (page.colder < 0 ? list.coldest : at(static_cast<PageId>(page.colder)).warmer) = page.warmer;
+  (page.warmer < 0 ? list.warmest : at(static_cast<PageId>(page.warmer)).colder) = page.colder;
   --cached_;
 }
 
@@ -185,8 +212,10 @@ std::vector<Digest> PagePool::held() const {
 
 std::vector<PageId> PagePool::coldest_first() const {
   std::vector<PageId> ids;
-  for (std::int32_t i = coldest_; i >= 0; i = pages_[static_cast<std::size_t>(i)].warmer) {
-    ids.push_back(static_cast<PageId>(i));
+  for (const ColdList* list : {&backed_, &unbacked_}) {
+    for (std::int32_t i = list->coldest; i >= 0; i = pages_[static_cast<std::size_t>(i)].warmer) {
+      ids.push_back(static_cast<PageId>(i));
+    }
   }
   return ids;
 }
@@ -227,9 +256,13 @@ const char* PagePool::audit(const std::vector<std::uint32_t>& references) const 
   if (leased_seen != leased_) return "the count of leased pages is off";
   if (indexed_seen != index_.size()) return "the index holds entries that no page claims";
   std::size_t linked = 0;
-  for (std::int32_t at = coldest_; at >= 0; at = pages_[static_cast<std::size_t>(at)].warmer) {
-    if (++linked > cached_) break;
-    if (pages_[static_cast<std::size_t>(at)].references != 0) return "an evictable page is in use";
+  for (const ColdList* list : {&backed_, &unbacked_}) {
+    for (std::int32_t i = list->coldest; i >= 0; i = pages_[static_cast<std::size_t>(i)].warmer) {
+      const Page& page = pages_[static_cast<std::size_t>(i)];
+      if (++linked > cached_) return "the eviction list has a loop";
+      if (page.references != 0) return "an evictable page is in use";
+      if (page.backed != (list == &backed_)) return "an evictable page is in the wrong list";
+    }
   }
   if (linked != cached_) return "the eviction list and the cached pages differ";
   return "";

@@ -17,6 +17,7 @@ Step Scheduler::plan(Micros now) {
       config_.role == Role::kDecode ? std::min(budget_, config_.max_chunk_tokens) : budget_;
   plan_chunks();
   plan_admissions();
+  plan_offloads();
   std::swap(next_.evicted_hashes, pool_.evicted());
   for (const auto& side : side_pools_) side->take_evicted(next_.evicted_hashes);
   std::swap(next_, current_);

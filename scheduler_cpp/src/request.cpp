@@ -7,11 +7,7 @@ namespace baton {
 // ---------------------------------------------------------------- Queued
 
 Fetching Queued::on(AdmittedToFetch&& event) && {
-  const std::size_t wanted =
-      sequence_->goal == Goal::kAwait
-          ? event.pages.size()
-          : std::min(sequence_->fetch_pages, (sequence_->tokens.size() - 1) / sequence_->page_size);
-  return Fetching(std::move(sequence_), std::move(event), wanted);
+  return Fetching(std::move(sequence_), std::move(event));
 }
 
 Prefilling Queued::on(AdmittedToCompute&& event) && {
@@ -153,6 +149,10 @@ Finished Parked::on(Cancelled) && {
 }
 
 // ---------------------------------------------------------------- Retracted, Draining
+
+Fetching Retracted::on(AdmittedToFetch&& event) && {
+  return Fetching(std::move(sequence_), std::move(event));
+}
 
 Prefilling Retracted::on(AdmittedToCompute&& event) && {
   const std::size_t computed = event.pages.sealed() * sequence_->page_size + event.copied_tokens;

@@ -103,6 +103,18 @@ std::vector<Named> configurations() {
     config.side_groups = std::move(groups);
     return config;
   };
+  const auto with_host = [](Config config, std::size_t pages) {
+    config.host_pages = pages;
+    return config;
+  };
+  all.push_back({"a host tier: 3 requests, 5 pages",
+                 {with_host(small_config(5, 2, 2, Role::kFused), 3),
+                  {script({0, 0, 1, 1, 2}, 2, generate), script({0, 0, 1, 1, 2}, 3, generate),
+                   script({1, 1, 1, 1}, 2, generate)}}});
+  all.push_back({"a scarce host tier, fetches and retractions",
+                 {with_host(small_config(4, 2, 2, Role::kDecode), 2),
+                  {script({0, 0, 1}, 4, await), script({0, 0, 1, 1, 2}, 2, generate, 2),
+                   script({1, 1}, 4, generate)}}});
   all.push_back({"a window beside full attention: 3 requests",
                  {beside(small_config(6, 3, 3, Role::kFused), {window(3, 3)}),
                   {script({0, 0, 1, 1, 2}, 3, generate), script({0, 0, 1, 1}, 2, generate),

@@ -62,6 +62,9 @@ inline Setup random_setup(Random& random) {
     setup.config.side_groups.push_back(group);
   }
   if (!beside && random.below(3) == 0) setup.config.max_draft_tokens = 1 + random.below(4);
+  if (setup.config.side_groups.empty() && random.below(2)) {
+    setup.config.host_pages = 1 + random.below(8);
+  }
   const std::size_t requests = 2 + random.below(6);
   for (std::size_t i = 0; i < requests; ++i) {
     Script script;

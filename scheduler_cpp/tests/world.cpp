@@ -15,10 +15,10 @@ std::uint64_t mix(std::uint64_t a, std::uint64_t b) {
 }  // namespace
 
 std::string text(const Event& event) {
-  static const char* const names[] = {"submit", "plan",    "complete",    "abandon",
-                                      "cancel", "arrive",  "fetch-done",  "fetch-lost",
-                                      "grant",  "release", "handed-over", "renew-park",
-                                      "draft",  "tick",    "stray"};
+  static const char* const names[] = {
+      "submit",     "plan",       "complete",     "abandon",      "cancel",      "arrive",
+      "fetch-done", "fetch-lost", "grant",        "release",      "handed-over", "renew-park",
+      "draft",      "tick",       "offload-done", "offload-lost", "stray"};
   return std::string(names[static_cast<int>(event.kind)]) + " " + std::to_string(event.a);
 }
 
@@ -30,6 +30,7 @@ World::World(const Setup& setup)
               std::vector<std::vector<std::int32_t>>(setup.config.max_running)),
       remote_writer_(setup.config.num_pages, -1) {
   const std::vector<Tag> blank(setup.config.page_size, kGarbage);
+  host_contents_.assign(setup.config.host_pages, blank);
   contents_.emplace_back(setup.config.num_pages, blank);
   for (const SideGroup& group : setup.config.side_groups) {
     contents_.emplace_back(group.pages, blank);
@@ -112,6 +113,9 @@ bool World::is_enabled(Event event) const {
     case Kind::kTick:
       return event.a == 0 || !leases_.empty() || scheduler_.stats().prefilled > 0 ||
              scheduler_.stats().parked > 0 || has_deadline();
+    case Kind::kOffloadDone:
+    case Kind::kOffloadLost:
+      return a < offloads_.size();
     case Kind::kStray:
       return known && requests_[a].submitted && !fetches_.contains(event.a);
   }
@@ -141,6 +145,8 @@ std::vector<Event> World::enabled() const {
   offer(Kind::kRenewPark, n);
   offer(Kind::kDraft, n);
   if (is_enabled({Kind::kTick, 1})) events.push_back({Kind::kTick, 1});
+  offer(Kind::kOffloadDone, offloads_.size());
+  offer(Kind::kOffloadLost, offloads_.size());
   offer(Kind::kStray, n);
   return events;
 }
@@ -233,6 +239,10 @@ bool World::apply(Event event) {
       break;
     case Kind::kTick:
       now_ += a ? kLongTime : 1;
+      break;
+    case Kind::kOffloadDone:
+    case Kind::kOffloadLost:
+      do_offload_end(static_cast<std::size_t>(a), event.kind == Kind::kOffloadDone);
       break;
     case Kind::kStray:
       do_stray(a);

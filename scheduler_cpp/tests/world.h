@@ -44,17 +44,19 @@ enum class Kind : std::uint8_t {
   kPlan,
   kComplete,  // a: 0 all rows go on, 1 the first sampling row finishes, 2 it is poisoned
   kAbandon,
-  kCancel,      // request a
-  kArrive,      // the next page of request a's fetch
-  kFetchDone,   // of request a, with a first token (if it may have one)
-  kFetchLost,   // of request a
-  kGrant,       // lease of request a's pages, tail included; a + n * g: in group g
-  kRelease,     // lease number a
-  kHandedOver,  // request a
-  kRenewPark,   // of request a
-  kDraft,       // for request a: guesses, of which the first half holds good
-  kTick,        // time passes: a = 0 a little, 1 past every deadline
-  kStray,       // a late or duplicate event for request a: must change nothing it should not
+  kCancel,       // request a
+  kArrive,       // the next page of request a's fetch
+  kFetchDone,    // of request a, with a first token (if it may have one)
+  kFetchLost,    // of request a
+  kGrant,        // lease of request a's pages, tail included; a + n * g: in group g
+  kRelease,      // lease number a
+  kHandedOver,   // request a
+  kRenewPark,    // of request a
+  kDraft,        // for request a: guesses, of which the first half holds good
+  kTick,         // time passes: a = 0 a little, 1 past every deadline
+  kOffloadDone,  // offload number a
+  kOffloadLost,
+  kStray,  // a late or duplicate event for request a: must change nothing it should not
 };
 
 struct Event {
@@ -97,10 +99,22 @@ class World {
     std::vector<Token> draft;  // guesses at what follows the tokens
     std::int32_t slot = -1;
     std::size_t emitted = 0;
+    bool awaited = false;  // its first token was asked of a prefill worker
   };
   struct Fetch {
-    std::vector<std::pair<std::int32_t, std::int32_t>> pages;  // index, target
+    struct Target {
+      std::int32_t index;
+      std::int32_t page;
+      std::int32_t host;  // page of the host tier that it is restored from, or -1
+    };
+    std::vector<Target> pages;
     std::size_t arrived = 0;
+    bool awaits = false;  // a first token comes with it
+  };
+  struct Offload {
+    OffloadId id;
+    OffloadPage pages;
+    std::vector<Tag> content;
   };
   struct LeaseSeen {
     LeaseId id;
@@ -127,6 +141,8 @@ class World {
   void do_stray(int request);
   void take_plan();
   void check_retractions(const Plan& plan);
+  void take_movements();
+  void do_offload_end(std::size_t offload, bool done);
   void check_reads(const char* when);
   void take_side_plan();
   void check_side_writers();
@@ -157,6 +173,8 @@ class World {
   std::vector<std::vector<std::vector<Tag>>> contents_;  // by group and page; one tag for a state
   std::vector<int> remote_writer_;  // by page: request whose fetch may write it, or -1
   std::map<int, Fetch> fetches_;
+  std::vector<Offload> offloads_;
+  std::vector<std::vector<Tag>> host_contents_;
   std::vector<LeaseSeen> leases_;
   std::optional<Step> step_;
   std::string fault_;

@@ -55,6 +55,7 @@ void World::drain() {
     while (!fetches_.empty() && fault_.empty()) {
       apply({Kind::kFetchLost, static_cast<std::uint8_t>(fetches_.begin()->first)});
     }
+    while (!offloads_.empty() && fault_.empty()) apply({Kind::kOffloadDone, 0});
     while (!leases_.empty() && fault_.empty()) apply({Kind::kRelease, 0});
     now_ += kLongTime;
     apply({Kind::kPlan, 0});
@@ -62,11 +63,13 @@ void World::drain() {
     if (stats.waiting + stats.running + stats.fetching + stats.prefilled + stats.parked +
                 stats.draining ==
             0 &&
-        !step_) {
+        !step_ && offloads_.empty()) {
       for (std::size_t group = 0; group < scheduler_.groups(); ++group) {
         const PoolStats pool = scheduler_.pool_stats(group);
         if (pool.free + pool.cached != pool.total) fail("pages leaked");
       }
+      const PoolStats host = scheduler_.host_stats();
+      if (host.free + host.cached != host.total) fail("host pages leaked");
       return;
     }
   }
@@ -82,6 +85,7 @@ std::vector<std::uint64_t> World::fingerprint() const {
     const auto fetch = fetches_.find(static_cast<int>(a));
     print.push_back(fetch == fetches_.end() ? 0 : fetch->second.arrived + 1);
   }
+  print.push_back(offloads_.size());
   for (const LeaseSeen& lease : leases_) {
     print.push_back(lease.deadline >= now_ ? static_cast<std::uint64_t>(lease.deadline - now_) + 1
                                            : 0);

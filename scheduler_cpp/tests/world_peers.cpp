@@ -7,12 +7,16 @@ namespace baton::world {
 
 void World::do_arrive(int a) {
   Fetch& fetch = fetches_[a];
-  const auto [index, page] = fetch.pages[fetch.arrived];
+  const auto [index, page, host] = fetch.pages[fetch.arrived];
   const Request& request = requests_[static_cast<std::size_t>(a)];
+  const std::size_t first = static_cast<std::size_t>(index) * setup_.config.page_size;
+  if (host >= 0) content(0, page) = host_contents_[static_cast<std::size_t>(host)];
   for (std::size_t i = 0; i < setup_.config.page_size; ++i) {
-    const std::size_t position = static_cast<std::size_t>(index) * setup_.config.page_size + i;
-    if (position >= request.prompt) break;
-    content(0, page)[i] = request.tags[position];
+    if (host >= 0) {
+      if (content(0, page)[i] != request.tags[first + i]) fail("another page was restored");
+    } else if (first + i < request.prompt) {
+      content(0, page)[i] = request.tags[first + i];
+    }
   }
   remote_writer_[static_cast<std::size_t>(page)] = -1;
   ++fetch.arrived;
@@ -25,16 +29,15 @@ void World::do_arrive(int a) {
 void World::do_fetch_end(int a, bool done) {
   Fetch fetch = std::move(fetches_[a]);
   fetches_.erase(a);
-  for (const auto& [index, page] : fetch.pages) {
-    int& writer = remote_writer_[static_cast<std::size_t>(page)];
+  for (const Fetch::Target& target : fetch.pages) {
+    int& writer = remote_writer_[static_cast<std::size_t>(target.page)];
     if (writer == a) writer = -1;
   }
   const auto id = static_cast<RequestId>(a + 1);
   Request& request = requests_[static_cast<std::size_t>(a)];
-  const bool awaits = setup_.scripts[static_cast<std::size_t>(a)].goal == Goal::kAwait;
   const bool fetching = scheduler_.state_of(id) == "Fetching";
   std::optional<Token> first;
-  if (done && awaits) first = next_token(request, request.tokens.size() - 1);
+  if (done && fetch.awaits) first = next_token(request, request.tokens.size() - 1);
   if (scheduler_.fetch_ended(id, first, false, now_) != Reply::kAccepted) {
     fail("the end of a fetch was not accepted");
   }
@@ -104,6 +107,7 @@ void World::do_stray(int a) {
   if (scheduler_.fetch_ended(id, std::nullopt, false, now_) == Reply::kAccepted) {
     fail("a stray loss of a fetch was accepted");
   }
+  if (scheduler_.offload_ended(12345, true) == Reply::kAccepted) fail("a stray copy was accepted");
   if (scheduler_.state_of(id) != "Prefilled" && scheduler_.handed_over(id) == Reply::kAccepted) {
     fail("a stray hand-over was accepted");
   }

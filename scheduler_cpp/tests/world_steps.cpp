@@ -40,20 +40,16 @@ void World::take_plan() {
   for (const PageCopy& copy : plan.copies) {
     content(0, raw(copy.target)) = content(0, raw(copy.source));
   }
-  for (std::size_t i = 0; i < plan.fetch_requests.size(); ++i) {
-    const int a = script_of(plan.fetch_requests[i]);
-    const FetchPage page = plan.fetch_pages[i];
-    int& writer = remote_writer_[static_cast<std::size_t>(page.page)];
-    if (writer >= 0) fail("a fetch targets a page that another fetch may still write");
-    writer = a;
-    std::fill(content(0, page.page).begin(), content(0, page.page).end(), kGarbage);
-    fetches_[a].pages.emplace_back(page.page_index, page.page);
-  }
+  take_movements();
   for (std::size_t i = 0; i < plan.admitted_requests.size(); ++i) {
     const int a = script_of(plan.admitted_requests[i]);
-    requests_[static_cast<std::size_t>(a)].slot = plan.admitted[i].slot;
-    // An AWAIT request waits for its first token even if it has every page.
-    if (scheduler_.state_of(plan.admitted_requests[i]) == "Fetching") fetches_.try_emplace(a);
+    Request& request = requests_[static_cast<std::size_t>(a)];
+    request.slot = plan.admitted[i].slot;
+    if (scheduler_.state_of(plan.admitted_requests[i]) != "Fetching") continue;
+    // An AWAIT request waits for its first token even if it has every page, once.
+    const bool awaits = setup_.scripts[static_cast<std::size_t>(a)].goal == Goal::kAwait;
+    fetches_[a].awaits = awaits && !request.awaited;
+    request.awaited = true;
   }
   for (const RequestId id : plan.finished_requests) {
     requests_[static_cast<std::size_t>(script_of(id))].over = true;
@@ -100,6 +96,9 @@ void World::take_plan() {
 
   // One writer a page: nobody else holds a page that a row writes, and no lease covers it.
   for (const std::int32_t page : written) {
+    for (const Offload& offload : offloads_) {
+      if (offload.pages.page == page) fail("a row writes a page that is being copied");
+    }
     int holders = 0;
     for (std::size_t a = 0; a < requests_.size(); ++a) {
       for (const std::int32_t held : scheduler_.pages_of(a + 1)) holders += held == page;
@@ -253,7 +252,8 @@ void World::do_abandon() {
 void World::check_progress() {
   const Stats stats = scheduler_.stats();
   if (stats.waiting + stats.running == 0) return;
-  if (stats.fetching + stats.prefilled + stats.leases > 0 || !fetches_.empty()) return;
+  if (stats.fetching + stats.prefilled + stats.leases + stats.offloading > 0 || !fetches_.empty())
+    return;
   fail("stuck: " + std::to_string(stats.waiting) + " waiting, " + std::to_string(stats.running) +
        " running, nothing planned, nothing awaited");
 }

@@ -5,7 +5,10 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <utility>
+#include <vector>
 
+#include "baton/host_tier.h"
 #include "baton/ids.h"
 #include "baton/page_table.h"
 #include "baton/slot_pool.h"
@@ -21,24 +24,34 @@ class Idle {
   Idle() = default;
 };
 
-// A remote read into this request's pages is under way. Whoever holds the ticket must keep the
-// pages; only the fetch's terminal event takes it away.
+// Pages of this request are being filled, by remote reads or from the host tier. Whoever holds the
+// ticket must keep the pages; the ticket keeps what is read in the host tier. Only the terminal
+// event takes it away.
 class [[nodiscard]] FetchTicket {
  public:
   FetchTicket(FetchTicket&&) noexcept = default;
   FetchTicket& operator=(FetchTicket&&) noexcept = default;
   FetchTicket(const FetchTicket&) = delete;
   FetchTicket& operator=(const FetchTicket&) = delete;
-  static FetchTicket issue() { return FetchTicket(); }
+  // `restored`: host pages that fill the first of the missing pages.
+  static FetchTicket issue(std::vector<HostPage>&& restored = {}) {
+    return FetchTicket(std::move(restored));
+  }
+
+  const std::vector<HostPage>& restored() const { return restored_; }
 
  private:
-  FetchTicket() = default;
+  explicit FetchTicket(std::vector<HostPage>&& restored) : restored_(std::move(restored)) {}
+
+  std::vector<HostPage> restored_;
 };
 
 struct AdmittedToFetch {
   Slot slot;
   PageTable pages;
   FetchTicket ticket;
+  std::size_t wanted;  // one past the last page that is to be filled
+  bool awaits;         // a first token comes with it
 };
 struct AdmittedToCompute {
   Slot slot;

@@ -116,6 +116,13 @@ class PagePool {
   // A reference to the page of this identity.
   [[nodiscard]] std::optional<SealedPage> find(const Digest& identity);
   bool holds(const Digest& identity) const { return index_.find(identity) != kNoEntry; }
+  // Whether a copy of this identity lives elsewhere: such pages are evicted first.
+  void mark_backed(const Digest& identity, bool backed);
+  // The page that is evicted next among those that have no copy elsewhere.
+  [[nodiscard]] std::optional<SealedPage> coldest_unbacked();
+  // What the next allocation would evict, if it must evict at all.
+  [[nodiscard]] std::optional<Digest> next_out() const;
+  Digest identity(const SealedPage& page) const { return at(page.id()).identity; }
   // The content is suspect: if nobody else uses the page, nobody will find it again, and it is
   // freed with this reference.
   void forget_unshared(const SealedPage& page);
@@ -127,6 +134,14 @@ class PagePool {
   std::size_t owned() const { return owned_; }
   std::size_t referenced() const { return total() - free() - cached_ - owned_; }
   std::size_t leased() const { return leased_; }
+  // Unreferenced pages with a copy elsewhere: of those that are evicted first. Walks them.
+  std::size_t backed() const {
+    std::size_t count = 0;
+    for (std::int32_t i = backed_.coldest; i >= 0; i = pages_[static_cast<std::size_t>(i)].warmer) {
+      ++count;
+    }
+    return count;
+  }
   std::size_t available() const { return free() + cached_; }
 
   // Identities that left the index since the list was last taken (full pages only).
@@ -161,6 +176,12 @@ class PagePool {
     Use use = Use::kFree;
     bool indexed = false;
     bool tail = false;
+    bool backed = false;
+  };
+  // Unreferenced sealed pages.
+  struct ColdList {
+    std::int32_t coldest = -1;
+    std::int32_t warmest = -1;
   };
 
   static constexpr std::int32_t kNoEntry = PrefixIndex::kNone;
@@ -174,6 +195,10 @@ class PagePool {
   void free_owned(PageId id);
   void to_free(PageId id);
   void unindex(PageId id);
+  std::int32_t coldest_of_all() const {
+    return backed_.coldest >= 0 ? backed_.coldest : unbacked_.coldest;
+  }
+  ColdList& list_of(const Page& page) { return page.backed ? backed_ : unbacked_; }
   void link_warmest(PageId id);
   void unlink(PageId id);
 
@@ -182,8 +207,8 @@ class PagePool {
   std::vector<PageId> free_;
   PrefixIndex index_;
   std::vector<Digest> evicted_;
-  std::int32_t coldest_ = -1;
-  std::int32_t warmest_ = -1;
+  ColdList backed_;  // evicted before the others
+  ColdList unbacked_;
   std::size_t cached_ = 0;
   std::size_t owned_ = 0;
   std::size_t leased_ = 0;

@@ -53,6 +53,21 @@ struct FetchPage {
   std::int32_t page;
 };
 
+// A movement from the host tier: tell of its end as of a fetch's.
+struct RestorePage {
+  std::int32_t page_index;
+  std::int32_t host_page;
+  std::int32_t page;
+};
+static_assert(sizeof(RestorePage) == 3 * sizeof(std::int32_t));
+
+// A movement to the host tier.
+struct OffloadPage {
+  std::int32_t page;
+  std::int32_t host_page;
+};
+static_assert(sizeof(OffloadPage) == 2 * sizeof(std::int32_t));
+
 struct AdmittedRow {
   std::int32_t slot;
   std::int32_t reused_tokens;
@@ -71,6 +86,10 @@ struct Plan {
   std::vector<RequestId> fetch_requests;
   std::vector<FetchPage> fetch_pages;
   std::vector<Digest> fetch_hashes;
+  std::vector<RequestId> restore_requests;
+  std::vector<RestorePage> restore_pages;
+  std::vector<std::uint64_t> offloads;
+  std::vector<OffloadPage> offload_pages;
   std::vector<RequestId> admitted_requests;
   std::vector<AdmittedRow> admitted;
   std::vector<RequestId> started_requests;
@@ -105,6 +124,10 @@ struct Plan {
     fetch_requests.clear();
     fetch_pages.clear();
     fetch_hashes.clear();
+    restore_requests.clear();
+    restore_pages.clear();
+    offloads.clear();
+    offload_pages.clear();
     admitted_requests.clear();
     admitted.clear();
     started_requests.clear();

@@ -63,8 +63,12 @@ class [[nodiscard]] Fetching {
   std::size_t arrived() const { return arrived_; }
   // One past the last page that the fetch was asked for.
   std::size_t wanted() const { return wanted_; }
+  // What is read in the host tier, for pages from `restored_first` on.
+  const FetchTicket& ticket() const { return ticket_; }
+  const std::vector<HostPage>& restored() const { return ticket_.restored(); }
+  std::size_t restored_first() const { return first_; }
   // Whether a first token would make it decode.
-  bool complete() const { return arrived_ == pages_.size(); }
+  bool complete() const { return awaits_ && arrived_ == pages_.size(); }
   // Whether computing can go on in place: the last token's page is still writable.
   bool can_compute() const { return pages_.owned() > 0; }
 
@@ -80,20 +84,25 @@ class [[nodiscard]] Fetching {
 
  private:
   friend class Queued;
-  Fetching(SequencePtr sequence, AdmittedToFetch&& event, std::size_t wanted)
+  friend class Retracted;
+  Fetching(SequencePtr sequence, AdmittedToFetch&& event)
       : sequence_(std::move(sequence)),
         slot_(std::move(event.slot)),
         pages_(std::move(event.pages)),
         ticket_(std::move(event.ticket)),
-        arrived_(pages_.sealed()),
-        wanted_(wanted) {}
+        first_(pages_.sealed()),
+        arrived_(first_),
+        wanted_(event.wanted),
+        awaits_(event.awaits) {}
 
   SequencePtr sequence_;
   Slot slot_;
   PageTable pages_;
   FetchTicket ticket_;
+  std::size_t first_;  // that was missing
   std::size_t arrived_;
   std::size_t wanted_;
+  bool awaits_;
 };
 
 // Holds a slot and all pages of its tokens; `computed` of them are in KV.
@@ -271,6 +280,7 @@ class [[nodiscard]] Retracted {
 
   Sequence& sequence() const { return *sequence_; }
 
+  [[nodiscard]] Fetching on(AdmittedToFetch&& event) &&;
   [[nodiscard]] Prefilling on(AdmittedToCompute&& event) &&;
   [[nodiscard]] Finished on(DeadlinePassed) &&;
   [[nodiscard]] Finished on(Cancelled) &&;
@@ -291,6 +301,7 @@ class [[nodiscard]] Draining {
 
   const PageTable& pages() const { return pages_; }
   bool fetch_in_flight() const { return ticket_.has_value(); }
+  const std::optional<FetchTicket>& ticket() const { return ticket_; }
   bool parks() const { return parking_ != nullptr; }
 
   void on(FetchGaveUp) & { ticket_.reset(); }

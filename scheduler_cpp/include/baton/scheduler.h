@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "baton/cache_group.h"
+#include "baton/host_tier.h"
 #include "baton/ids.h"
 #include "baton/lease.h"
 #include "baton/page_pool.h"
@@ -58,6 +59,7 @@ struct Config {
   Micros hold_us = 0;
   std::size_t max_draft_tokens = 0;
   std::vector<SideGroup> side_groups = {};  // numbered from 1
+  std::size_t host_pages = 0;               // of the host tier; 0: there is none
 
   [[nodiscard]] std::size_t state_groups() const;
   // Tokens between snapshots that every state group takes; 0 without state groups.
@@ -79,9 +81,9 @@ struct Submission {
 struct Stats {
   std::size_t total_pages, free_pages, cached_pages, owned_pages, referenced_pages, leased_pages,
       quarantined_pages;
-  std::size_t waiting, running, fetching, prefilled, parked, draining, leases;
-  std::uint64_t computed_tokens, generated_tokens, reused_tokens, fetched_tokens, retractions,
-      demotions;
+  std::size_t waiting, running, fetching, prefilled, parked, draining, leases, offloading;
+  std::uint64_t computed_tokens, generated_tokens, reused_tokens, restored_tokens, fetched_tokens,
+      retractions, demotions;
 };
 
 // Pages of one group: free + cached + owned + referenced = total, always.
@@ -113,6 +115,8 @@ class Scheduler {
  public:
   // Steps planned and not completed. 1 is overlap depth 0.
   static constexpr std::size_t kStepsInFlight = 1;
+  // Pages on their way to the host tier at a time.
+  static constexpr std::size_t kMostOffloads = 8;
 
   // The config must have no problem().
   explicit Scheduler(const Config& config);
@@ -146,6 +150,10 @@ class Scheduler {
   Reply pages_arrived(RequestId request, std::size_t first_index, std::size_t count);
   Reply fetch_ended(RequestId request, std::optional<Token> first_token, bool finish, Micros now);
 
+  // ---- host tier
+  // Terminal: the copy is complete, or was given up. Restores end as fetches do.
+  Reply offload_ended(OffloadId offload, bool complete);
+
   // ---- hand-over, holder's side
   // Leases the longest held prefix of `identities`, all of one group; 0 when nothing is held.
   [[nodiscard]] LeaseId grant(std::span<const Digest> identities, Micros now, Micros ttl,
@@ -159,6 +167,7 @@ class Scheduler {
   Stats stats() const;
   std::size_t groups() const { return 1 + side_pools_.size(); }
   PoolStats pool_stats(std::size_t group) const;
+  PoolStats host_stats() const;
   // Of every group's full pages and snapshots.
   std::vector<Digest> held_identities() const;
   const Config& config() const { return config_; }
@@ -199,6 +208,8 @@ class Scheduler {
   void plan_copy(Record& parent, PartialCopy&& copy, PageId target);
   bool blocked(const Record& record) const;
   bool being_computed(Sequence& sequence, std::size_t index) const;
+  template <class Event>
+  void leave_queue(Record& record, Event&& event);
   void announce(Record& record, std::size_t reused_tokens);
   void start_fetch(Record& record);
 
@@ -225,6 +236,10 @@ class Scheduler {
   void seal_side_tails(Record& record, SideTables& sides, Sequence& sequence);
   void forget_sides(const SideTables& sides);
 
+  // tiers.cpp: movements to and from the host tier
+  std::vector<HostPage> match_host(Sequence& sequence, std::size_t first, std::size_t most);
+  void plan_offloads();
+
   // complete.cpp
   std::optional<Misuse> refuse(const Step& step) const;
   std::optional<Refusal> refuse(std::span<const Token> tokens, std::span<const std::uint8_t> flags,
@@ -234,6 +249,7 @@ class Scheduler {
   void complete_prompt(Record& record, std::uint32_t tokens, Token token, RowFlag flag);
   bool states_survive(Record& record);
   void poison(Record& record);
+  void forget(const SealedPage& page);
   void land();
   void report_sealed(Record& record, SlotId slot, std::size_t index, PageId before, PageId after,
                      const Digest& identity);
@@ -279,6 +295,9 @@ class Scheduler {
 
   PagePool pool_;
   std::vector<std::unique_ptr<PagePool>> side_pools_;  // of groups 1, 2, ...
+  HostTier host_;
+  std::unordered_map<OffloadId, OffloadTicket> offloads_;
+  OffloadId last_offload_ = 0;
   SlotPool slots_;
   LeaseTable leases_;
 
@@ -307,7 +326,7 @@ class Scheduler {
   std::array<std::size_t, kStateNames.size()> population_{};
   std::size_t quarantined_ = 0;
   std::uint64_t computed_tokens_ = 0, generated_tokens_ = 0, reused_tokens_ = 0,
-                fetched_tokens_ = 0, retractions_ = 0, demotions_ = 0;
+                restored_tokens_ = 0, fetched_tokens_ = 0, retractions_ = 0, demotions_ = 0;
 };
 
 }  // namespace baton

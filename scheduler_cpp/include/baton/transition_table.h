@@ -118,7 +118,7 @@ inline constexpr TransitionTable kTable = [] {
     /* Prefilled  */ row(kR, kR, kR, kI, kI, kR, kR, kR, kR, kR, kR, kR, kR, kR, kA, kR, kR, kR, kA, kA, kI, kA, kR),
     /* Decoding   */ row(kR, kR, kR, kI, kI, kR, kR, kR, kA, kA, kA, kA, kR, kR, kA, kR, kR, kA, kR, kR, kA, kA, kR),
     /* Parked     */ row(kR, kR, kI, kI, kI, kR, kR, kR, kI, kR, kR, kR, kR, kA, kA, kA, kA, kR, kR, kR, kI, kA, kR),
-    /* Retracted  */ row(kR, kA, kR, kI, kI, kR, kR, kR, kI, kR, kR, kR, kR, kR, kI, kR, kR, kR, kR, kR, kA, kA, kR),
+    /* Retracted  */ row(kA, kA, kR, kI, kI, kR, kR, kR, kI, kR, kR, kR, kR, kR, kI, kR, kR, kR, kR, kR, kA, kA, kR),
     /* Draining   */ row(kR, kR, kI, kA, kA, kI, kI, kI, kI, kI, kI, kI, kA, kI, kI, kR, kR, kR, kI, kI, kI, kA, kA),
     /* Finished   */ row(kR, kR, kI, kI, kI, kI, kI, kI, kI, kI, kI, kI, kI, kI, kI, kI, kI, kR, kI, kI, kI, kI, kR));
 }();

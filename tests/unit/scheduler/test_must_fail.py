@@ -40,6 +40,36 @@ MISUSES = {
     "assign over a leased page": ("LeasedPage& p, LeasedPage& q", "p = std::move(q);", NO_COPY),
     "copy a slot": ("Slot& s", "Slot t = s;", NO_COPY),
     "copy a page table": ("PageTable& t", "PageTable u = t;", NO_COPY),
+    "copy the ticket of an offload": ("OffloadTicket& t", "OffloadTicket u = t;", NO_COPY),
+    "land an offload and keep its ends": ("OffloadTicket& t", "t.land();", NO_LVALUE),
+    "offload a page that is still written": (
+        "OwnedPage& p, BlankHostPage& h",
+        "OffloadTicket t(std::move(p), std::move(h), kRoot);",
+        NO_CONVERSION,
+    ),
+    "offload over a copy that can be read": (
+        "SealedPage& p, HostPage& h",
+        "OffloadTicket t(std::move(p), std::move(h), kRoot);",
+        NO_CONVERSION,
+    ),
+    "copy a host page": ("HostPage& h", "HostPage i = h;", NO_COPY),
+    "forge a host page": ("SealedPage& p", "HostPage h(std::move(p));", NO_ACCESS),
+    "seal a host page and keep writing": ("BlankHostPage& h", "auto s = h.seal(kRoot);", NO_LVALUE),
+    "put a host page into a page table": (
+        "PageTable& t, HostPage& h",
+        "t.append(std::move(h));",
+        NO_CONVERSION,
+    ),
+    "a host page's number for a page's": (
+        "HostPage& h",
+        "PageId p = h.id();",
+        NO_CONVERSION + "|invalid conversion",
+    ),
+    "restore from a host page that is still written": (
+        "std::vector<BlankHostPage>& h",
+        "auto t = FetchTicket::issue(std::move(h));",
+        NO_CONVERSION,
+    ),
     "copy a window": ("WindowTable& t", "WindowTable u = t;", NO_COPY),
     "copy a state": ("StatePages& s", "StatePages t = s;", NO_COPY),
     "put one request's state over another's": (
@@ -283,6 +313,9 @@ def test_legal_programs_compile(tmp_path: Path) -> None:
         "void h1(SealedPage& p, OwnedPage& q, PageCopy& c) "
         "{ auto w = std::move(p).copy_on_write(std::move(q), c); }",
         "void h2(Decoding& d, OwnedPage& p) { d.grow(std::move(p)); }",
+        "void h7(SealedPage& p, BlankHostPage& h) "
+        "{ OffloadTicket t(std::move(p), std::move(h), kRoot); std::move(t).land(); }",
+        "void h8(std::vector<HostPage>& h) { auto t = FetchTicket::issue(std::move(h)); }",
         "void h5(StatePages& s, OwnedPage& p, OwnedPage& q) "
         "{ s.start(std::move(p)); s.leave_snapshot_at(4, std::move(q)); "
         "if (s.advance(4)) s.seal_snapshot(kRoot); }",
