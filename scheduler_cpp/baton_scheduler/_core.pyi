@@ -102,6 +102,7 @@ class Config:
         max_waiting: int,
         hold_us: int,
         max_draft_tokens: int = 0,
+        overlap: int = 0,
         side_groups: Sequence[CacheGroup] = (),
         host_pages: int = 0,
     ) -> None:
@@ -109,7 +110,8 @@ class Config:
         budget of a step, at least max_running. max_waiting: queued requests before QUEUE_FULL.
         hold_us: how long Prefilled pages wait for their reader. num_pages: of group 0, full
         attention. max_draft_tokens: guesses a row may carry, at most 64; 0 with side_groups.
-        side_groups: the groups beside full attention, numbered from 1. host_pages: of the host
+        overlap: 0, or 1: one more step may be planned before the one in flight is completed; 0 with
+        side_groups. side_groups: the groups beside full attention, numbered from 1. host_pages: of the host
         tier; 0: there is none. Raises ValueError."""
     role: Role
     page_size: int
@@ -121,6 +123,7 @@ class Config:
     max_waiting: int
     hold_us: int
     max_draft_tokens: int
+    overlap: int
     side_groups: list[CacheGroup]
     host_pages: int
 
@@ -182,7 +185,7 @@ class Lease:
 class Step:
     """What the executor does next: a token that `complete` takes back.
 
-    Every array is a view of the scheduler's memory, int32 unless said, valid until `complete`
+    Every array is a view of the scheduler's memory, int32 unless said, valid until its `complete`
     (or, of a step without rows, until the next `plan`). Apply in this order: slot_resets,
     page_deltas, side_deltas, copies, side_copies, then the rows. A step without rows need not be
     completed (it may be).
@@ -195,7 +198,7 @@ class Step:
     requests: NDArray[np.uint64]
     """[R]"""
     token_ids: NDArray[np.int32]
-    """[T]"""
+    """[T]: -1 (overlap 1 only): the token that this slot's row in the step before samples."""
     page_deltas: NDArray[np.int32]
     """[D, 3]: slot, page_index, page: what changed in the executor's page table."""
     slot_resets: NDArray[np.int32]
@@ -312,7 +315,11 @@ class Scheduler:
         or decodes no more; REJECTED before its last token is known or while a step has a row of
         it. The plan takes as many as budget and free pages allow: nobody makes room for them."""
     def plan(self, now_us: int) -> Step:
-        """Also expires leases and holds. ValueError while a step with rows is in flight."""
+        """Also expires leases, holds, parks and deadlines. ValueError while as many steps with rows
+        are in flight as overlap allows: one, or two with overlap 1. Steps are executed, and
+        completed or abandoned, in the order of their plans. Rows of a request that a completion
+        ends are discarded in the step after it: what is said of them then has no effect. When a
+        step is abandoned, one planned after it must be abandoned too."""
     def complete(
         self,
         step: Step,

@@ -40,6 +40,14 @@ struct PyLease {
   if (refusal.misuse == Misuse::kForeign) {
     refuse(name + " belongs to another scheduler: complete it there");
   }
+  if (refusal.misuse == Misuse::kOrder) {
+    refuse(name + " is not the oldest in flight: complete or abandon the one before it first");
+  }
+  if (refusal.misuse == Misuse::kVoid) {
+    refuse(name +
+           " follows a step that was abandoned: it computed on what never happened; "
+           "abandon it too");
+  }
   const std::string rows = std::to_string(step.plan().sampling_rows);
   const std::string row = "sampling row " + std::to_string(refusal.row) + " of " + name;
   const std::string count =
@@ -121,7 +129,10 @@ Admission submit(Scheduler& self, RequestId request, const nb::object& tokens,
 nb::object plan(nb::handle self, Micros now) {
   Scheduler& scheduler = nb::cast<Scheduler&>(self);
   if (!scheduler.can_plan()) {
-    refuse("plan: a step is still in flight: complete or abandon it first");
+    refuse(scheduler.config().overlap == 0
+               ? "plan: a step is still in flight: complete or abandon it first"
+               : "plan: as many steps are in flight as overlap allows, or one that can only be "
+                 "abandoned: complete or abandon the oldest first");
   }
   return nb::cast(PyStep{scheduler.plan(now), nb::borrow(self)});
 }

@@ -70,9 +70,9 @@ std::optional<PartialCopy> Scheduler::fork(Record& parent, Sequence& sequence, P
 void Scheduler::plan_copy(Record& parent, PartialCopy&& copy, PageId target) {
   next_.copies.push_back({copy.source, target});
   if (copy.pin) {
-    steps_.spare().pins.push_back(std::move(*copy.pin));
+    flight_->pins.push_back(std::move(*copy.pin));
   } else {
-    steps_.spare().sources.emplace_back(parent, 0, false);
+    flight_->sources.emplace_back(parent, 0, false);
   }
 }
 

@@ -45,6 +45,15 @@ std::string Config::problem() const {
              std::to_string(least) + ", what one request needs, and at most 2^30 - 1";
     }
   }
+  if (overlap > 1) {
+    return "overlap is " + std::to_string(overlap) +
+           ": must be 0 (a step is completed before the next is planned) or 1";
+  }
+  if (overlap > 0 && !side_groups.empty()) {
+    return "overlap is " + std::to_string(overlap) +
+           " with side_groups: rows of windows and states are planned one step at a time; must be "
+           "0";
+  }
   if (max_draft_tokens > 64) {
     return "max_draft_tokens is " + std::to_string(max_draft_tokens) + ": must be at most 64";
   }
@@ -68,7 +77,8 @@ Scheduler::Scheduler(const Config& config)
       snapshot_interval_(config.snapshot_interval()),
       pool_(config.num_pages),
       host_(config.host_pages),
-      slots_(config.max_running, next_.slot_resets) {
+      slots_(config.max_running, next_.slot_resets),
+      steps_(config.overlap) {
   const std::size_t groups = 1 + config.side_groups.size();
   for (const SideGroup& group : config.side_groups) {
     side_pools_.push_back(std::make_unique<PagePool>(group.pages, 1 + side_pools_.size()));
@@ -76,11 +86,13 @@ Scheduler::Scheduler(const Config& config)
   const std::size_t most_sealed =
       groups * (config.max_running + config.max_step_tokens / config.page_size + 1);
   next_.reserve(config.max_running, config.max_step_tokens, groups - 1);
-  current_.reserve(config.max_running, config.max_step_tokens, groups - 1);
+  for (Flight& flight : steps_.all()) {
+    flight.plan.reserve(config.max_running, config.max_step_tokens, groups - 1);
+    flight.rows.reserve(config.max_running);
+  }
   completion_.reserve(config.max_running, most_sealed);
   running_.reserve(config.max_running);
   prefilling_.reserve(config.max_running);
-  steps_.reserve(config.max_running);
 }
 
 // ---------------------------------------------------------------- requests

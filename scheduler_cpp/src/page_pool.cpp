@@ -17,7 +17,8 @@ OwnedPage::~OwnedPage() {
   if (pool_) pool_->free_owned(id_);
 }
 
-SealedPage OwnedPage::seal(const Digest& identity) && {
+SealedPage OwnedPage::seal(const Digest& identity, bool in_flight) && {
+  if (in_flight && pool_->holds(identity)) return std::move(*this).freeze();
   return std::exchange(pool_, nullptr)->seal(id_, identity, /*tail=*/false);
 }
 

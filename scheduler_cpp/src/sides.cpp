@@ -110,7 +110,7 @@ void Scheduler::plan_side_copies(SideTables& sides, std::vector<SealedPage>&& pa
     table.append(*table.pool().allocate());
     next_.side_copies.push_back({static_cast<std::int32_t>(table.pool().group()), raw(source->id()),
                                  raw(table[table.end() - 1])});
-    steps_.spare().pins.push_back(std::move(*source++));
+    flight_->pins.push_back(std::move(*source++));
   }
 }
 

@@ -95,6 +95,18 @@ std::vector<Named> configurations() {
        {small_config(4, 2, 1, Role::kFused),
         {timed(script({0, 0, 0}, 3, generate)), timed(script({0, 0}, 2, await)),
          timed(parked(script({1}, 2, generate))), timed(script({1, 1}, 2, hand_over, 1))}}});
+  const auto overlapped = [](Config config) {
+    config.overlap = 1;
+    return config;
+  };
+  all.push_back({"overlapped: decode under pressure",
+                 {overlapped(small_config(4, 3, 2, Role::kDecode)),
+                  {script({0, 0, 0}, 4, generate), script({0, 0, 1}, 3, generate),
+                   parked(script({1, 1}, 4, generate))}}});
+  all.push_back({"overlapped: forks, fetches, hand-overs",
+                 {overlapped(small_config(6, 3, 2, Role::kFused)),
+                  {script({0, 0, 1}, 4, generate), forked(script({1}, 3, generate), 1),
+                   script({0, 0, 1, 1}, 2, await), script({0, 0, 1}, 1, hand_over)}}});
   all.push_back({"everything at once: 4 requests, 4 pages",
                  {small_config(4, 2, 1, Role::kFused),
                   {script({0, 0, 0}, 3, generate), script({0, 0}, 2, await),

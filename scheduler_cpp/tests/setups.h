@@ -65,6 +65,7 @@ inline Setup random_setup(Random& random) {
   if (setup.config.side_groups.empty() && random.below(2)) {
     setup.config.host_pages = 1 + random.below(8);
   }
+  if (!beside) setup.config.overlap = random.below(2);
   const std::size_t requests = 2 + random.below(6);
   for (std::size_t i = 0; i < requests; ++i) {
     Script script;

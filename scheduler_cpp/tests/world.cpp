@@ -81,11 +81,11 @@ bool World::is_enabled(Event event) const {
     case Kind::kSubmit:
       return known && !requests_[a].submitted && has_parent(a);
     case Kind::kPlan:
-      return !step_;
+      return scheduler_.can_plan();
     case Kind::kComplete:
-      return step_ && (event.a == 0 || step_->plan().sampling_rows > 0);
+      return !steps_.empty() && !void_ && (event.a == 0 || running().sampling_rows > 0);
     case Kind::kAbandon:
-      return step_.has_value();
+      return !steps_.empty();
     case Kind::kCancel:
       return known && requests_[a].submitted && (!requests_[a].over || is_parked(a));
     case Kind::kArrive: {
@@ -108,7 +108,7 @@ bool World::is_enabled(Event event) const {
     case Kind::kRenewPark:
       return known && is_parked(a);
     case Kind::kDraft:
-      return known && !step_ && setup_.config.max_draft_tokens > 0 &&
+      return known && steps_.empty() && setup_.config.max_draft_tokens > 0 &&
              scheduler_.state_of(a + 1) == "Decoding" && requests_[a].draft.empty();
     case Kind::kTick:
       return event.a == 0 || !leases_.empty() || scheduler_.stats().prefilled > 0 ||

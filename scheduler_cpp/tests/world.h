@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <map>
 #include <memory>
 #include <optional>
@@ -139,12 +140,15 @@ class World {
   void do_grant(int request);
   void do_release(std::size_t lease);
   void do_stray(int request);
-  void take_plan();
+  const Plan& running() const { return steps_.front().plan(); }
+  void take_news(const Plan& plan);
+  void apply_tables(const Plan& plan);
+  void start_step();
   void check_retractions(const Plan& plan);
-  void take_movements();
+  void take_movements(const Plan& plan);
   void do_offload_end(std::size_t offload, bool done);
   void check_reads(const char* when);
-  void take_side_plan();
+  void take_side_plan(const Plan& plan);
   void check_side_writers();
   void check_side_reads(const char* when);
   void write_sides(bool happened);
@@ -176,7 +180,8 @@ class World {
   std::vector<Offload> offloads_;
   std::vector<std::vector<Tag>> host_contents_;
   std::vector<LeaseSeen> leases_;
-  std::optional<Step> step_;
+  std::deque<Step> steps_;  // in flight, oldest first
+  bool void_ = false;       // the step before the oldest one was abandoned
   std::string fault_;
   bool checking_ = true;
   std::size_t abandoned_ = 0;

@@ -60,8 +60,8 @@ class [[nodiscard]] PageTable {
   void append(OwnedPage&& page) { owned_.push_back(std::move(page)); }
 
   // Seals the first writable page and says which page now holds the identity.
-  PageId seal_next(const Digest& identity) {
-    sealed_.push_back(take_first_owned().seal(identity));
+  PageId seal_next(const Digest& identity, bool in_flight = false) {
+    sealed_.push_back(take_first_owned().seal(identity, in_flight));
     return sealed_.back().id();
   }
   PageId seal_tail(const Digest& identity) {
