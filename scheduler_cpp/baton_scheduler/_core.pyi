@@ -111,8 +111,8 @@ class Config:
         hold_us: how long Prefilled pages wait for their reader. num_pages: of group 0, full
         attention. max_draft_tokens: guesses a row may carry, at most 64; 0 with side_groups.
         overlap: 0, or 1: one more step may be planned before the one in flight is completed; 0 with
-        side_groups. side_groups: the groups beside full attention, numbered from 1. host_pages: of the host
-        tier; 0: there is none. Raises ValueError."""
+        side_groups. side_groups: the groups beside full attention, numbered from 1.
+        host_pages: of the host tier; 0: there is none. Raises ValueError."""
     role: Role
     page_size: int
     num_pages: int

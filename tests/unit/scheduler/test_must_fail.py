@@ -204,7 +204,6 @@ MISUSES = {
         "q = r;",
         NO_CONVERSION + "|no match",
     ),
-    "copy a flight": ("Flight& f", "Flight g = f;", NO_COPY),
     "plan and drop the step": ("Scheduler& s", "s.plan(0);", IGNORED),
     "complete and ignore the answer": (
         "Scheduler& s, Step& t",
