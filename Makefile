@@ -102,6 +102,23 @@ test-cpp: dev
 	@echo "== C++ tests"
 	@scheduler_cpp/run_tests.sh
 
+# The newest clang there is: only clang brings libFuzzer.
+FUZZ_CXX ?= $(shell for c in clang++ clang++-19 clang++-18 clang++-17 clang++-16 clang++-15 clang++-14; do \
+	command -v $$c && break; done)
+FUZZ_SECONDS ?= 120
+
+fuzz-scheduler: ## libFuzzer on the scheduler's events, under ASan and UBSan (FUZZ_SECONDS=120)
+	@if [ -z "$(FUZZ_CXX)" ]; then \
+		echo "make: fuzz-scheduler needs clang with its runtime (Debian: clang libclang-rt-dev); none found, or say FUZZ_CXX=..."; \
+		exit 1; fi
+	@mkdir -p build/fuzz/corpus
+	@echo "== building the fuzzer with $(FUZZ_CXX)"
+	@$(FUZZ_CXX) -std=c++20 -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all \
+		-Ischeduler_cpp/include scheduler_cpp/src/*.cpp scheduler_cpp/tests/world*.cpp \
+		scheduler_cpp/tests/fuzz.cpp -o build/fuzz/fuzz_scheduler
+	@build/fuzz/fuzz_scheduler -max_total_time=$(FUZZ_SECONDS) -max_len=256 -len_control=0 -artifact_prefix=build/fuzz/ \
+		-print_final_stats=1 build/fuzz/corpus
+
 test-python: dev
 	@echo "== Python tests"
 	@$(BIN)/python -m pytest -m "not slow" $(PYTEST_FLAGS)

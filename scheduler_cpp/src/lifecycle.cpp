@@ -82,6 +82,7 @@ Scheduler::Scheduler(const Config& config)
   const std::size_t groups = 1 + config.side_groups.size();
   for (const SideGroup& group : config.side_groups) {
     side_pools_.push_back(std::make_unique<PagePool>(group.pages, 1 + side_pools_.size()));
+    side_pools_.back()->evicted().reserve(2 * config.max_running);
   }
   const std::size_t most_sealed =
       groups * (config.max_running + config.max_step_tokens / config.page_size + 1);

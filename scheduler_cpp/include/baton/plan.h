@@ -112,6 +112,7 @@ struct Plan {
     token_ids.reserve(step_tokens);
     page_deltas.reserve(running + step_tokens);
     slot_resets.reserve(running);
+    evicted_hashes.reserve(side_groups * 2 * running);
   }
 
   void clear() {
