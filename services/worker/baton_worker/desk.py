@@ -221,7 +221,8 @@ class Desk:
 
 def _key(command: wire.Command) -> Key:
     kind = command.WhichOneof("command")
-    named = getattr(command, kind) if kind else command.cancel
+    # Pages are forgotten whoever computed them; such a command, like an empty one, names nobody.
+    named = command.cancel if kind in (None, "forget") else getattr(command, kind)
     return (named.request_id, named.attempt)
 
 
