@@ -27,6 +27,8 @@ class EngineConfig(BaseModel):
     # Tokens of one step: decode rows first, the rest of the budget goes to prompt chunks.
     max_step_tokens: Annotated[int, Field(ge=1)] = 1024
     max_chunk_tokens: Annotated[int, Field(ge=1)] = 512
+    # Steps planned before the one in flight is over. The scheduler can do 1; this engine cannot.
+    overlap: int = 0
     # Prompt and output together; None takes the model's own limit.
     max_context: Annotated[int, Field(ge=2)] | None = None
 
@@ -48,6 +50,11 @@ class EngineConfig(BaseModel):
 
     @model_validator(mode="after")
     def _limits_agree(self) -> EngineConfig:
+        if self.overlap != 0:
+            raise ValueError(
+                f"overlap is {self.overlap}: this engine completes a step before it plans the "
+                f"next; set overlap to 0"
+            )
         if self.max_step_tokens < self.max_running:
             raise ValueError(
                 f"max_step_tokens is {self.max_step_tokens}, less than max_running "

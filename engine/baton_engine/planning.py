@@ -95,6 +95,9 @@ def _note_starts(core: EngineCore, step: Step) -> None:
         core.emit(live, live.first_token, live.first_logprob)
     for handle, reason in zip(step.finished_requests, step.finished_reasons, strict=True):
         live = core.ledger.get(int(handle))
+        if live is not None and reason == SchedulerFinish.DEADLINE:
+            core.fail(live, FailReason.DEADLINE_EXCEEDED, "the request's deadline has passed")
+            continue
         if live is None or live.first_token is None:
             continue
         match = stop_match(live.request.stop, live.first_token)

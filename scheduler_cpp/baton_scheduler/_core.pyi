@@ -60,6 +60,8 @@ class FinishReason(enum.IntEnum):
     LENGTH = 0
     FLAG = 1
     POISONED = 2
+    DEADLINE = 3
+    """In plans only."""
 
 class RowKind(enum.IntEnum):
     """Values of the last column of `Step.rows`."""
@@ -100,6 +102,7 @@ class Config:
         max_waiting: int,
         hold_us: int,
         max_draft_tokens: int = 0,
+        overlap: int = 0,
         side_groups: Sequence[CacheGroup] = (),
         host_pages: int = 0,
     ) -> None:
@@ -107,8 +110,9 @@ class Config:
         budget of a step, at least max_running. max_waiting: queued requests before QUEUE_FULL.
         hold_us: how long Prefilled pages wait for their reader. num_pages: of group 0, full
         attention. max_draft_tokens: guesses a row may carry, at most 64; 0 with side_groups.
-        side_groups: the groups beside it, numbered from 1. host_pages: of the
-        host tier; 0: there is none. Raises ValueError."""
+        overlap: 0, or 1: one more step may be planned before the one in flight is completed; 0 with
+        side_groups. side_groups: the groups beside full attention, numbered from 1.
+        host_pages: of the host tier; 0: there is none. Raises ValueError."""
     role: Role
     page_size: int
     num_pages: int
@@ -119,6 +123,7 @@ class Config:
     max_waiting: int
     hold_us: int
     max_draft_tokens: int
+    overlap: int
     side_groups: list[CacheGroup]
     host_pages: int
 
@@ -180,7 +185,7 @@ class Lease:
 class Step:
     """What the executor does next: a token that `complete` takes back.
 
-    Every array is a view of the scheduler's memory, int32 unless said, valid until `complete`
+    Every array is a view of the scheduler's memory, int32 unless said, valid until its `complete`
     (or, of a step without rows, until the next `plan`). Apply in this order: slot_resets,
     page_deltas, side_deltas, copies, side_copies, then the rows. A step without rows need not be
     completed (it may be).
@@ -193,7 +198,7 @@ class Step:
     requests: NDArray[np.uint64]
     """[R]"""
     token_ids: NDArray[np.int32]
-    """[T]"""
+    """[T]: -1 (overlap 1 only): the token that this slot's row in the step before samples."""
     page_deltas: NDArray[np.int32]
     """[D, 3]: slot, page_index, page: what changed in the executor's page table."""
     slot_resets: NDArray[np.int32]
@@ -232,7 +237,8 @@ class Step:
     started_requests: NDArray[np.uint64]
     """AWAIT requests that became Decoding since the last plan: their first token is official."""
     finished_requests: NDArray[np.uint64]
-    """AWAIT requests whose first token was also their last (they are in started_requests too)."""
+    """AWAIT requests whose first token was also their last (they are in started_requests too), and
+    requests whose deadline passed."""
     finished_reasons: NDArray[np.int32]
     retracted: NDArray[np.uint64]
     """Lost slot and pages, keep their tokens, come back by themselves."""
@@ -278,6 +284,7 @@ class Scheduler:
         park_us: int = 0,
         resumes: int | None = None,
         fork_of: int | None = None,
+        deadline_us: int | None = None,
         now_us: int,
     ) -> Admission:
         """request: a 64-bit handle that is never reused. tokens: [N], N >= 1. key: 16 bytes.
@@ -293,7 +300,10 @@ class Scheduler:
         fork_of: a request (Decoding, Prefilled or Parked when this one is admitted) whose pages
         are shared as far as the tokens agree, to the token: full pages by reference, the next one
         by a copy (`Step.copies`). The other goes on undisturbed; if it is gone, this one computes.
-        `resumes` shares in the same way."""
+        `resumes` shares in the same way.
+        deadline_us: when it has passed, the next plan ends the request wherever it waits, fetches
+        or runs (`Step.finished_requests`, DEADLINE). A turn that was over by then is not concerned,
+        nor are pages that are held for a reader or parked."""
     def cancel(self, request: int) -> Reply:
         """Frees at once, or keeps the pages as Draining until step and fetch have let go. Ends a
         park."""
@@ -305,7 +315,11 @@ class Scheduler:
         or decodes no more; REJECTED before its last token is known or while a step has a row of
         it. The plan takes as many as budget and free pages allow: nobody makes room for them."""
     def plan(self, now_us: int) -> Step:
-        """Also expires leases and holds. ValueError while a step with rows is in flight."""
+        """Also expires leases, holds, parks and deadlines. ValueError while as many steps with rows
+        are in flight as overlap allows: one, or two with overlap 1. Steps are executed, and
+        completed or abandoned, in the order of their plans. Rows of a request that a completion
+        ends are discarded in the step after it: what is said of them then has no effect. When a
+        step is abandoned, one planned after it must be abandoned too."""
     def complete(
         self,
         step: Step,

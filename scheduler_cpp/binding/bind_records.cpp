@@ -63,7 +63,8 @@ void bind_records(nb::module_& m) {
   nb::enum_<FinishReason>(m, "FinishReason", nb::is_arithmetic())
       .value("LENGTH", FinishReason::kLength)
       .value("FLAG", FinishReason::kFlag)
-      .value("POISONED", FinishReason::kPoisoned);
+      .value("POISONED", FinishReason::kPoisoned)
+      .value("DEADLINE", FinishReason::kDeadline);
   nb::enum_<RowKind>(m, "RowKind", nb::is_arithmetic())
       .value("PREFILL", RowKind::kPrefill)
       .value("DECODE", RowKind::kDecode);
@@ -96,8 +97,8 @@ void bind_records(nb::module_& m) {
           [](Config* self, Role role, std::int64_t page_size, std::int64_t num_pages,
              std::int64_t max_running, std::int64_t max_step_tokens, std::int64_t max_chunk_tokens,
              std::int64_t max_context, std::int64_t max_waiting, std::int64_t hold_us,
-             std::int64_t max_draft_tokens, std::vector<SideGroup> side_groups,
-             std::int64_t host_pages) {
+             std::int64_t max_draft_tokens, std::int64_t overlap,
+             std::vector<SideGroup> side_groups, std::int64_t host_pages) {
             Config config{role,
                           count(page_size),
                           count(num_pages),
@@ -108,6 +109,7 @@ void bind_records(nb::module_& m) {
                           count(max_waiting),
                           hold_us,
                           count(max_draft_tokens),
+                          count(overlap),
                           std::move(side_groups),
                           count(host_pages)};
             const std::string problem = config.problem();
@@ -117,8 +119,8 @@ void bind_records(nb::module_& m) {
           nb::kw_only(), nb::arg("role"), nb::arg("page_size"), nb::arg("num_pages"),
           nb::arg("max_running"), nb::arg("max_step_tokens"), nb::arg("max_chunk_tokens"),
           nb::arg("max_context"), nb::arg("max_waiting"), nb::arg("hold_us"),
-          nb::arg("max_draft_tokens") = 0, nb::arg("side_groups") = std::vector<SideGroup>(),
-          nb::arg("host_pages") = 0)
+          nb::arg("max_draft_tokens") = 0, nb::arg("overlap") = 0,
+          nb::arg("side_groups") = std::vector<SideGroup>(), nb::arg("host_pages") = 0)
       .def_ro("role", &Config::role)
       .def_ro("page_size", &Config::page_size)
       .def_ro("num_pages", &Config::num_pages)
@@ -129,6 +131,7 @@ void bind_records(nb::module_& m) {
       .def_ro("max_waiting", &Config::max_waiting)
       .def_ro("hold_us", &Config::hold_us)
       .def_ro("max_draft_tokens", &Config::max_draft_tokens)
+      .def_ro("overlap", &Config::overlap)
       .def_ro("side_groups", &Config::side_groups)
       .def_ro("host_pages", &Config::host_pages);
 

@@ -40,6 +40,14 @@ struct PyLease {
   if (refusal.misuse == Misuse::kForeign) {
     refuse(name + " belongs to another scheduler: complete it there");
   }
+  if (refusal.misuse == Misuse::kOrder) {
+    refuse(name + " is not the oldest in flight: complete or abandon the one before it first");
+  }
+  if (refusal.misuse == Misuse::kVoid) {
+    refuse(name +
+           " follows a step that was abandoned: it computed on what never happened; "
+           "abandon it too");
+  }
   const std::string rows = std::to_string(step.plan().sampling_rows);
   const std::string row = "sampling row " + std::to_string(refusal.row) + " of " + name;
   const std::string count =
@@ -87,7 +95,8 @@ RequestId session(std::optional<RequestId> request, const char* name) {
 Admission submit(Scheduler& self, RequestId request, const nb::object& tokens,
                  std::int64_t max_new_tokens, const nb::bytes& key, Goal goal,
                  std::int64_t fetch_pages, std::int32_t priority, Micros park_us,
-                 std::optional<RequestId> resumes, std::optional<RequestId> fork_of, Micros) {
+                 std::optional<RequestId> resumes, std::optional<RequestId> fork_of,
+                 std::optional<Micros> deadline, Micros) {
   const auto ids = int32_vector(tokens, "tokens");
   if (ids.empty()) refuse("tokens is empty: a request has at least one token");
   for (const Token id : ids) {
@@ -102,13 +111,17 @@ Admission submit(Scheduler& self, RequestId request, const nb::object& tokens,
     refuse("park_us is " + std::to_string(park_us) +
            ": a HAND_OVER request has no turn to park, its pages are held for hold_us");
   }
+  if (deadline && *deadline < 1) {
+    refuse("deadline_us is " + std::to_string(*deadline) + ": must be at least 1; None for none");
+  }
   if (resumes && fork_of) {
     refuse("resumes and fork_of are both given: a request goes on with a session or shares it");
   }
   const Terms terms{.priority = priority,
                     .park_us = park_us,
                     .resumes = session(resumes, "resumes"),
-                    .fork_of = session(fork_of, "fork_of")};
+                    .fork_of = session(fork_of, "fork_of"),
+                    .deadline = deadline.value_or(0)};
   return self.submit({request, ids, count(max_new_tokens, "max_new_tokens", 1), sip_key(key), goal,
                       count(fetch_pages, "fetch_pages", 0), terms});
 }
@@ -116,7 +129,10 @@ Admission submit(Scheduler& self, RequestId request, const nb::object& tokens,
 nb::object plan(nb::handle self, Micros now) {
   Scheduler& scheduler = nb::cast<Scheduler&>(self);
   if (!scheduler.can_plan()) {
-    refuse("plan: a step is still in flight: complete or abandon it first");
+    refuse(scheduler.config().overlap == 0
+               ? "plan: a step is still in flight: complete or abandon it first"
+               : "plan: as many steps are in flight as overlap allows, or one that can only be "
+                 "abandoned: complete or abandon the oldest first");
   }
   return nb::cast(PyStep{scheduler.plan(now), nb::borrow(self)});
 }
@@ -246,7 +262,8 @@ void bind_scheduler(nb::module_& m) {
       .def("submit", submit, nb::arg("request"), nb::arg("tokens"), nb::kw_only(),
            nb::arg("max_new_tokens"), nb::arg("key"), nb::arg("goal"), nb::arg("fetch_pages") = 0,
            nb::arg("priority") = 0, nb::arg("park_us") = 0, nb::arg("resumes").none() = nb::none(),
-           nb::arg("fork_of").none() = nb::none(), nb::arg("now_us"))
+           nb::arg("fork_of").none() = nb::none(), nb::arg("deadline_us").none() = nb::none(),
+           nb::arg("now_us"))
       .def("cancel", &Scheduler::cancel, nb::arg("request"))
       .def("renew_park", &Scheduler::renew_park, nb::arg("request"), nb::arg("deadline_us"))
       .def(

@@ -18,6 +18,14 @@ std::size_t Scheduler::headroom(const PagePool& pool) const {
   return std::min(population_[kStateIndex<Decoding>], pool.total() / 32);
 }
 
+// Pages that must stay free for those who run when a retracted request comes back: twice as many
+// each time, so that it is not sent away at once again. Nothing when nothing runs.
+std::size_t Scheduler::distance(const Record& record) const {
+  if (record.retractions == 0) return 0;
+  const std::size_t doublings = std::min<std::size_t>(record.retractions - 1, 30);
+  return std::min(running_.size() << doublings, pool_.total());
+}
+
 // The head of the queue is looked at again when pages came free, and now and then because its
 // prefix may have become shared; never every step, since matching costs its prompt's pages.
 bool Scheduler::blocked(const Record& record) const {
@@ -62,9 +70,9 @@ std::optional<PartialCopy> Scheduler::fork(Record& parent, Sequence& sequence, P
 void Scheduler::plan_copy(Record& parent, PartialCopy&& copy, PageId target) {
   next_.copies.push_back({copy.source, target});
   if (copy.pin) {
-    steps_.spare().pins.push_back(std::move(*copy.pin));
+    flight_->pins.push_back(std::move(*copy.pin));
   } else {
-    steps_.spare().sources.emplace_back(parent, 0, false);
+    flight_->sources.emplace_back(parent, 0, false);
   }
 }
 
@@ -121,7 +129,8 @@ Scheduler::Admitted Scheduler::admit(Record& record) {
       pages = match(sequence, reusable);
       reused = pages.sealed();
     }
-    if (pool_.available() < total - reused + headroom(pool_) || !sides_have_room(pages, total)) {
+    if (pool_.available() < total - reused + std::max(headroom(pool_), distance(record)) ||
+        !sides_have_room(pages, total)) {
       pages.clear();
       blocked_ = Blocked{record.id, available(), plans_ + 16};
       return Admitted::kNoPages;

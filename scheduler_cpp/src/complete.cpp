@@ -10,20 +10,24 @@ namespace baton {
 std::optional<Misuse> Scheduler::refuse(const Step& step) const {
   if (step.spent()) return Misuse::kSpent;
   if (step.home_ != this) return Misuse::kForeign;
-  const bool has_rows = !steps_.empty() && steps_.oldest().sequence == step.sequence_;
+  for (std::size_t i = 0; i < steps_.size(); ++i) {
+    if (steps_.at(i).sequence != step.sequence_) continue;
+    return i == 0 ? std::nullopt : std::optional(Misuse::kOrder);
+  }
   // A step without rows is over as soon as the next one is planned.
-  if (!has_rows && (step.sequence_ != plans_ || !current_.rows.empty())) return Misuse::kSpent;
+  if (step.sequence_ != plans_ || !step.plan().rows.empty()) return Misuse::kSpent;
   return std::nullopt;
 }
 
-std::optional<Refusal> Scheduler::refuse(std::span<const Token> tokens,
+std::optional<Refusal> Scheduler::refuse(const Plan& plan, std::span<const Token> tokens,
                                          std::span<const std::uint8_t> flags,
                                          std::span<const std::int32_t> accepted) const {
-  const std::size_t rows = current_.sampling_rows;
+  const std::size_t rows = plan.sampling_rows;
   if (flags.size() != rows) return Refusal{Misuse::kFlagCount};
   if (!accepted.empty() && accepted.size() != rows) return Refusal{Misuse::kAcceptedCount};
   std::size_t row = 0, at = 0;
-  for (const RowClaim& claim : steps_.oldest().rows) {
+  const auto none = std::span<const RowClaim>();
+  for (const RowClaim& claim : plan.rows.empty() ? none : std::span(steps_.oldest().rows)) {
     if (!claim.samples()) continue;
     if (flags[row] > static_cast<std::uint8_t>(RowFlag::kPoisoned)) {
       return Refusal{Misuse::kFlag, row};
@@ -56,11 +60,13 @@ std::variant<const Completion*, Refusal> Scheduler::complete(
     Step& step, std::span<const Token> tokens, std::span<const std::uint8_t> flags, Micros now,
     std::span<const std::int32_t> accepted) {
   if (const auto misuse = refuse(step)) return Refusal{*misuse};
-  if (const auto refusal = refuse(tokens, flags, accepted)) return *refusal;
+  const Plan& plan = step.plan();
+  if (!plan.rows.empty() && steps_.oldest().is_void) return Refusal{Misuse::kVoid};
+  if (const auto refusal = refuse(plan, tokens, flags, accepted)) return *refusal;
   at_least(now);
   completion_.clear();
   const Step spent = std::move(step);
-  if (current_.rows.empty()) return &completion_;
+  if (plan.rows.empty()) return &completion_;
 
   std::size_t sample = 0;
   for (RowClaim& claim : steps_.oldest().rows) {
@@ -98,7 +104,8 @@ void Scheduler::land() {
 std::optional<Misuse> Scheduler::abandon(Step& step) {
   if (const auto misuse = refuse(step)) return *misuse;
   const Step spent = std::move(step);
-  if (current_.rows.empty()) return std::nullopt;
+  if (spent.plan().rows.empty()) return std::nullopt;
+  for (std::size_t i = 1; i < steps_.size(); ++i) steps_.at(i).is_void = true;
   for (RowClaim& claim : steps_.oldest().rows) {
     Record& record = std::move(claim).settle();
     if (record.is<Draining>()) {
@@ -206,7 +213,7 @@ void Scheduler::seal_full_pages(Record& record) {
   while (state.can_seal()) {
     const std::size_t index = state.pages().sealed();
     const PageId before = state.pages()[index];
-    const PageId after = state.seal_next();
+    const PageId after = state.seal_next(record.claims() > 0);
     report_sealed(record, state.slot(), index, before, after, state.sequence().identity(index));
   }
 }

@@ -177,9 +177,10 @@ std::string Scheduler::check_invariants() const {
     return std::string("host tier: ") + broken;
   }
   std::size_t claimed = 0;
-  if (!steps_.empty()) {
-    claimed = steps_.oldest().rows.size() + steps_.oldest().sources.size();
-    for (const SealedPage& pin : steps_.oldest().pins) count(pin.group(), pin.id());
+  for (std::size_t i = 0; i < steps_.size(); ++i) {
+    const Flight& flight = steps_.at(i);
+    claimed += flight.rows.size() + flight.sources.size();
+    for (const SealedPage& pin : flight.pins) count(pin.group(), pin.id());
   }
   for (std::size_t group = 0; group < groups(); ++group) {
     const char* broken = pool(group).audit(references[group]);
@@ -223,6 +224,10 @@ std::vector<std::uint64_t> Scheduler::fingerprint() const {
     put(record->id);
     put(record->state.index());
     put(record->claims());
+    put(record->pending_tokens());
+    put(record->pending_samples());
+    put(record->retractions);
+    if (record->terms.deadline) put(std::max<Micros>(record->terms.deadline - now_, -1));
     if (const auto* s = std::get_if<Fetching>(&record->state)) {
       put(s->arrived());
       put(s->restored().size());
@@ -277,7 +282,10 @@ std::vector<std::uint64_t> Scheduler::fingerprint() const {
     put(blocked_->available);
     put(blocked_->retry_at > plans_ ? blocked_->retry_at - plans_ : 0);
   }
-  put(steps_.empty() ? 0 : steps_.oldest().rows.size());
+  for (std::size_t i = 0; i < steps_.size(); ++i) {
+    put(steps_.at(i).rows.size());
+    put(steps_.at(i).is_void);
+  }
   put(next_.finished_requests.size());
   return print;
 }

@@ -2,6 +2,7 @@
 #include "lifecycle.h"
 
 #include <algorithm>
+#include <functional>
 
 namespace baton {
 
@@ -44,12 +45,14 @@ std::string Config::problem() const {
              std::to_string(least) + ", what one request needs, and at most 2^30 - 1";
     }
   }
-  if (host_pages > 0 && !side_groups.empty()) {
-    return "host_pages is " + std::to_string(host_pages) +
-           " with side_groups: the host tier keeps pages of full attention alone";
+  if (overlap > 1) {
+    return "overlap is " + std::to_string(overlap) +
+           ": must be 0 (a step is completed before the next is planned) or 1";
   }
-  if (host_pages > 0x3fffffff) {
-    return "host_pages is " + std::to_string(host_pages) + ": must be at most 2^30 - 1";
+  if (overlap > 0 && !side_groups.empty()) {
+    return "overlap is " + std::to_string(overlap) +
+           " with side_groups: rows of windows and states are planned one step at a time; must be "
+           "0";
   }
   if (max_draft_tokens > 64) {
     return "max_draft_tokens is " + std::to_string(max_draft_tokens) + ": must be at most 64";
@@ -57,6 +60,13 @@ std::string Config::problem() const {
   if (max_draft_tokens > 0 && !side_groups.empty()) {
     return "max_draft_tokens is " + std::to_string(max_draft_tokens) +
            " with side_groups: a window or a state cannot take back a token; must be 0";
+  }
+  if (host_pages > 0 && !side_groups.empty()) {
+    return "host_pages is " + std::to_string(host_pages) +
+           " with side_groups: the host tier keeps pages of full attention alone";
+  }
+  if (host_pages > 0x3fffffff) {
+    return "host_pages is " + std::to_string(host_pages) + ": must be at most 2^30 - 1";
   }
   if (hold_us < 0) return "hold_us is " + std::to_string(hold_us) + ": must not be negative";
   return {};
@@ -67,7 +77,8 @@ Scheduler::Scheduler(const Config& config)
       snapshot_interval_(config.snapshot_interval()),
       pool_(config.num_pages),
       host_(config.host_pages),
-      slots_(config.max_running, next_.slot_resets) {
+      slots_(config.max_running, next_.slot_resets),
+      steps_(config.overlap) {
   const std::size_t groups = 1 + config.side_groups.size();
   for (const SideGroup& group : config.side_groups) {
     side_pools_.push_back(std::make_unique<PagePool>(group.pages, 1 + side_pools_.size()));
@@ -76,11 +87,13 @@ Scheduler::Scheduler(const Config& config)
   const std::size_t most_sealed =
       groups * (config.max_running + config.max_step_tokens / config.page_size + 1);
   next_.reserve(config.max_running, config.max_step_tokens, groups - 1);
-  current_.reserve(config.max_running, config.max_step_tokens, groups - 1);
+  for (Flight& flight : steps_.all()) {
+    flight.plan.reserve(config.max_running, config.max_step_tokens, groups - 1);
+    flight.rows.reserve(config.max_running);
+  }
   completion_.reserve(config.max_running, most_sealed);
   running_.reserve(config.max_running);
   prefilling_.reserve(config.max_running);
-  steps_.reserve(config.max_running);
 }
 
 // ---------------------------------------------------------------- requests
@@ -105,8 +118,52 @@ Admission Scheduler::submit(const Submission& submission) {
                                   Queued(std::move(sequence)));
   ++population_[record->state.index()];
   queued_.push(*record, submission.key);
+  if (submission.terms.deadline > 0) {
+    deadlines_.emplace_back(submission.terms.deadline, submission.request);
+    std::push_heap(deadlines_.begin(), deadlines_.end(), std::greater<>());
+  }
   records_.emplace(submission.request, std::move(record));
   return Admission::kAccepted;
+}
+
+// Ends a request that waits, fetches or runs. What a step or a fetch still uses stays until then.
+template <class Event>
+void Scheduler::give_up(Record& record, const Event& event) {
+  if (record.is<Queued>()) {
+    queued_.remove(record, record.as<Queued>().sequence().key);
+    become(record, std::move(record.as<Queued>()).on(event));
+    return drop(record);
+  }
+  if (record.is<Retracted>()) {
+    retracted_.remove(record);
+    become(record, std::move(record.as<Retracted>()).on(event));
+    return drop(record);
+  }
+  if (record.is<Fetching>()) {
+    quarantined_ += record.as<Fetching>().pages().size();
+    become(record, std::move(record.as<Fetching>()).on(event));
+    return settle(record);
+  }
+  running_.remove(record);
+  if (record.is<Prefilling>()) {
+    become(record, std::move(record.as<Prefilling>()).on(event));
+  } else {
+    become(record, std::move(record.as<Decoding>()).on(event));
+  }
+  settle(record);
+}
+
+// A request that has ended meanwhile, or whose turn has, is not concerned.
+void Scheduler::miss_deadlines() {
+  while (!deadlines_.empty() && deadlines_.front().first < now_) {
+    std::pop_heap(deadlines_.begin(), deadlines_.end(), std::greater<>());
+    Record* record = find(deadlines_.back().second);
+    deadlines_.pop_back();
+    if (!record || kTable.answer<DeadlinePassed>(record->state) != Reply::kAccepted) continue;
+    next_.finished_requests.push_back(record->id);
+    next_.finished_reasons.push_back(static_cast<std::int32_t>(FinishReason::kDeadline));
+    give_up(*record, DeadlinePassed{});
+  }
 }
 
 Reply Scheduler::cancel(RequestId request) {
@@ -115,15 +172,7 @@ Reply Scheduler::cancel(RequestId request) {
   const Reply reply = kTable.answer<Cancelled>(record->state);
   if (reply != Reply::kAccepted) return reply;
   const Cancelled event;
-  if (record->is<Queued>()) {
-    queued_.remove(*record, record->as<Queued>().sequence().key);
-    become(*record, std::move(record->as<Queued>()).on(event));
-    drop(*record);
-  } else if (record->is<Retracted>()) {
-    retracted_.remove(*record);
-    become(*record, std::move(record->as<Retracted>()).on(event));
-    drop(*record);
-  } else if (record->is<Prefilled>()) {
+  if (record->is<Prefilled>()) {
     prefilled_.remove(*record);
     become(*record, std::move(record->as<Prefilled>()).on(event));
     drop(*record);
@@ -132,18 +181,8 @@ Reply Scheduler::cancel(RequestId request) {
   } else if (record->is<Draining>()) {
     if (!record->as<Draining>().parks()) return Reply::kIgnored;
     record->as<Draining>().on(event);
-  } else if (record->is<Fetching>()) {
-    quarantined_ += record->as<Fetching>().pages().size();
-    become(*record, std::move(record->as<Fetching>()).on(event));
-    settle(*record);
-  } else if (record->is<Prefilling>()) {
-    running_.remove(*record);
-    become(*record, std::move(record->as<Prefilling>()).on(event));
-    settle(*record);
   } else {
-    running_.remove(*record);
-    become(*record, std::move(record->as<Decoding>()).on(event));
-    settle(*record);
+    give_up(*record, event);
   }
   return reply;
 }
@@ -296,6 +335,7 @@ void Scheduler::enter_running(Record& record) {
 }
 
 void Scheduler::retract_running(Record& record) {
+  ++record.retractions;
   running_.remove(record);
   if (record.is<Decoding>()) {
     retract<Decoding>(record);

@@ -17,7 +17,8 @@ OwnedPage::~OwnedPage() {
   if (pool_) pool_->free_owned(id_);
 }
 
-SealedPage OwnedPage::seal(const Digest& identity) && {
+SealedPage OwnedPage::seal(const Digest& identity, bool in_flight) && {
+  if (in_flight && pool_->holds(identity)) return std::move(*this).freeze();
   return std::exchange(pool_, nullptr)->seal(id_, identity, /*tail=*/false);
 }
 
@@ -45,6 +46,10 @@ SealedPage::~SealedPage() {
 SealedPage SealedPage::share() const {
   pool_->acquire(id_);
   return SealedPage(*pool_, id_);
+}
+
+bool SealedPage::shared() const {
+  return pool_->at(id_).references > 1;
 }
 
 OwnedPage SealedPage::copy_on_write(OwnedPage&& blank, PageCopy& copy) && {

@@ -15,6 +15,10 @@ Prefilling Queued::on(AdmittedToCompute&& event) && {
   return Prefilling(std::move(sequence_), std::move(event.slot), std::move(event.pages), computed);
 }
 
+Finished Queued::on(DeadlinePassed) && {
+  return std::move(*this).on(Cancelled{});
+}
+
 Finished Queued::on(Cancelled) && {
   const SequencePtr over = std::move(sequence_);
   return Finished();
@@ -36,6 +40,10 @@ Decoding Fetching::on(FetchCompleted event) && {
 Retracted Fetching::on(Retract) && {
   Fetching over = std::move(*this);
   return Retracted(std::move(over.sequence_));
+}
+
+Draining Fetching::on(DeadlinePassed) && {
+  return std::move(*this).on(Cancelled{});
 }
 
 Draining Fetching::on(Cancelled) && {
@@ -63,6 +71,10 @@ Draining Prefilling::on(Stopped) && {
 Retracted Prefilling::on(Retract) && {
   Prefilling over = std::move(*this);
   return Retracted(std::move(over.sequence_));
+}
+
+Draining Prefilling::on(DeadlinePassed) && {
+  return std::move(*this).on(Cancelled{});
 }
 
 Draining Prefilling::on(Cancelled) && {
@@ -110,6 +122,10 @@ Retracted Decoding::on(Retract) && {
   return Retracted(std::move(over.sequence_));
 }
 
+Draining Decoding::on(DeadlinePassed) && {
+  return std::move(*this).on(Cancelled{});
+}
+
 Draining Decoding::on(Cancelled) && {
   const SequencePtr over = std::move(sequence_);
   return Draining(std::move(slot_), std::move(pages_), std::nullopt);
@@ -141,6 +157,10 @@ Fetching Retracted::on(AdmittedToFetch&& event) && {
 Prefilling Retracted::on(AdmittedToCompute&& event) && {
   const std::size_t computed = event.pages.sealed() * sequence_->page_size + event.copied_tokens;
   return Prefilling(std::move(sequence_), std::move(event.slot), std::move(event.pages), computed);
+}
+
+Finished Retracted::on(DeadlinePassed) && {
+  return std::move(*this).on(Cancelled{});
 }
 
 Finished Retracted::on(Cancelled) && {

@@ -110,7 +110,7 @@ void Scheduler::plan_side_copies(SideTables& sides, std::vector<SealedPage>&& pa
     table.append(*table.pool().allocate());
     next_.side_copies.push_back({static_cast<std::int32_t>(table.pool().group()), raw(source->id()),
                                  raw(table[table.end() - 1])});
-    steps_.spare().pins.push_back(std::move(*source++));
+    flight_->pins.push_back(std::move(*source++));
   }
 }
 
@@ -154,9 +154,12 @@ std::size_t Scheduler::window_room(const SideTables& sides, std::size_t context,
 std::size_t Scheduler::give_side_pages(Record& record, SideTables& sides, SlotId slot,
                                        std::size_t context, std::size_t most) {
   std::size_t tokens = window_room(sides, context, most);
-  while (tokens == 0 && demote_one(0)) tokens = window_room(sides, context, most);
   while (tokens == 0) {
-    Record* victim = youngest_after(running_.index_of(record));
+    if (demote_one(0)) {
+      tokens = window_room(sides, context, most);
+      continue;
+    }
+    Record* victim = victim_after(running_.index_of(record));
     if (!victim) return 0;
     retract_running(*victim);
     tokens = window_room(sides, context, most);

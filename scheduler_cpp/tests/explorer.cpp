@@ -3,7 +3,7 @@
 // so what is checked is the shipped scheduler and no model of it. The first fault found is hence
 // also a shortest counterexample.
 //
-//   scheduler_explorer [--states N]   N: in all, 1 200 000 unless told
+//   scheduler_explorer [--states N]   N: in all, 1 050 000 unless told
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -51,6 +51,11 @@ Script forked(Script s, std::size_t parent) {
   return s;
 }
 
+Script timed(Script s) {
+  s.time = 20;
+  return s;
+}
+
 std::vector<Named> configurations() {
   const Goal generate = Goal::kGenerate, hand_over = Goal::kHandOver, await = Goal::kAwait;
   std::vector<Named> all;
@@ -85,6 +90,23 @@ std::vector<Named> configurations() {
                  {guessing,
                   {script({0, 0}, 5, generate), forked(script({1}, 4, generate), 1),
                    parked(script({1, 1}, 5, generate))}}});
+  all.push_back(
+      {"deadlines: 4 requests, 4 pages",
+       {small_config(4, 2, 1, Role::kFused),
+        {timed(script({0, 0, 0}, 3, generate)), timed(script({0, 0}, 2, await)),
+         timed(parked(script({1}, 2, generate))), timed(script({1, 1}, 2, hand_over, 1))}}});
+  const auto overlapped = [](Config config) {
+    config.overlap = 1;
+    return config;
+  };
+  all.push_back({"overlapped: decode under pressure",
+                 {overlapped(small_config(4, 3, 2, Role::kDecode)),
+                  {script({0, 0, 0}, 4, generate), script({0, 0, 1}, 3, generate),
+                   parked(script({1, 1}, 4, generate))}}});
+  all.push_back({"overlapped: forks, fetches, hand-overs",
+                 {overlapped(small_config(6, 3, 2, Role::kFused)),
+                  {script({0, 0, 1}, 4, generate), forked(script({1}, 3, generate), 1),
+                   script({0, 0, 1, 1}, 2, await), script({0, 0, 1}, 1, hand_over)}}});
   all.push_back({"everything at once: 4 requests, 4 pages",
                  {small_config(4, 2, 1, Role::kFused),
                   {script({0, 0, 0}, 3, generate), script({0, 0}, 2, await),
@@ -191,7 +213,7 @@ long explore(const Named& configuration, std::size_t most) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  std::size_t states = 1'200'000;
+  std::size_t states = 1'050'000;
   if (argc == 3 && std::strcmp(argv[1], "--states") == 0) {
     states = std::strtoull(argv[2], nullptr, 10);
   } else if (argc != 1) {

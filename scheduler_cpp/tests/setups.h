@@ -61,10 +61,11 @@ inline Setup random_setup(Random& random) {
     group.pages = group.least_pages(setup.config.page_size) + random.below(6);
     setup.config.side_groups.push_back(group);
   }
+  if (!beside && random.below(3) == 0) setup.config.max_draft_tokens = 1 + random.below(4);
   if (setup.config.side_groups.empty() && random.below(2)) {
     setup.config.host_pages = 1 + random.below(8);
   }
-  if (!beside && random.below(3) == 0) setup.config.max_draft_tokens = 1 + random.below(4);
+  if (!beside) setup.config.overlap = random.below(2);
   const std::size_t requests = 2 + random.below(6);
   for (std::size_t i = 0; i < requests; ++i) {
     Script script;
@@ -79,6 +80,7 @@ inline Setup random_setup(Random& random) {
     if (!setup.config.side_groups.empty()) script.fetch_pages = 0;
     script.tenant = random.below(6) ? 0 : 1;
     script.priority = random.below(4) ? 0 : static_cast<std::int32_t>(random.below(3)) - 1;
+    script.time = random.below(4) ? 0 : 3 + random.below(20);
     script.park_us = random.below(3) ? 0 : 10;
     if (i > 0 && random.below(2) == 0) {
       (random.below(2) ? script.resumes : script.fork_of) = 1 + random.below(i);

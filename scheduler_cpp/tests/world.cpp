@@ -65,6 +65,13 @@ bool World::has_parent(std::size_t request) const {
   return parent == 0 || requests_[parent - 1].submitted;
 }
 
+bool World::has_deadline() const {
+  for (std::size_t a = 0; a < requests_.size(); ++a) {
+    if (setup_.scripts[a].time && requests_[a].submitted && !requests_[a].over) return true;
+  }
+  return false;
+}
+
 // ---------------------------------------------------------------- events
 
 bool World::is_enabled(Event event) const {
@@ -74,11 +81,11 @@ bool World::is_enabled(Event event) const {
     case Kind::kSubmit:
       return known && !requests_[a].submitted && has_parent(a);
     case Kind::kPlan:
-      return !step_;
+      return scheduler_.can_plan();
     case Kind::kComplete:
-      return step_ && (event.a == 0 || step_->plan().sampling_rows > 0);
+      return !steps_.empty() && !void_ && (event.a == 0 || running().sampling_rows > 0);
     case Kind::kAbandon:
-      return step_.has_value();
+      return !steps_.empty();
     case Kind::kCancel:
       return known && requests_[a].submitted && (!requests_[a].over || is_parked(a));
     case Kind::kArrive: {
@@ -101,11 +108,11 @@ bool World::is_enabled(Event event) const {
     case Kind::kRenewPark:
       return known && is_parked(a);
     case Kind::kDraft:
-      return known && !step_ && setup_.config.max_draft_tokens > 0 &&
+      return known && steps_.empty() && setup_.config.max_draft_tokens > 0 &&
              scheduler_.state_of(a + 1) == "Decoding" && requests_[a].draft.empty();
     case Kind::kTick:
       return event.a == 0 || !leases_.empty() || scheduler_.stats().prefilled > 0 ||
-             scheduler_.stats().parked > 0;
+             scheduler_.stats().parked > 0 || has_deadline();
     case Kind::kOffloadDone:
     case Kind::kOffloadLost:
       return a < offloads_.size();
@@ -155,7 +162,8 @@ void World::do_submit(int a) {
   }
   for (const Token token : script.prompt) append(request, token, script.tenant);
   request.prompt = request.tokens.size();
-  const Terms terms{script.priority, script.park_us, script.resumes, script.fork_of};
+  const Terms terms{script.priority, script.park_us, script.resumes, script.fork_of,
+                    script.time ? now_ + script.time : 0};
   const Admission admission =
       scheduler_.submit({static_cast<RequestId>(a + 1), request.tokens, script.max_new_tokens,
                          key(a), script.goal, script.fetch_pages, terms});

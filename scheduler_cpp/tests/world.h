@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <map>
 #include <memory>
 #include <optional>
@@ -25,6 +26,7 @@ struct Script {
   std::uint64_t tenant = 0;
   std::int32_t priority = 0;
   Micros park_us = 0;
+  Micros time = 0;  // from submission to its deadline; 0: it has none
   // Number of the script (from 1) that this one goes on: its prompt follows that one's tokens.
   std::size_t resumes = 0;
   std::size_t fork_of = 0;  // the same, sharing
@@ -94,6 +96,7 @@ class World {
     std::vector<Token> tokens;
     std::vector<Tag> tags;  // of each token
     std::size_t prompt = 0;
+    std::size_t retractions = 0;
     std::vector<Token> draft;  // guesses at what follows the tokens
     std::int32_t slot = -1;
     std::size_t emitted = 0;
@@ -124,6 +127,7 @@ class World {
 
   bool is_enabled(Event event) const;
   bool is_parked(std::size_t request) const;
+  bool has_deadline() const;
   bool has_parent(std::size_t request) const;
   void do_submit(int request);
   void do_draft(int request);
@@ -136,11 +140,15 @@ class World {
   void do_grant(int request);
   void do_release(std::size_t lease);
   void do_stray(int request);
-  void take_plan();
-  void take_movements();
+  const Plan& running() const { return steps_.front().plan(); }
+  void take_news(const Plan& plan);
+  void apply_tables(const Plan& plan);
+  void start_step();
+  void check_retractions(const Plan& plan);
+  void take_movements(const Plan& plan);
   void do_offload_end(std::size_t offload, bool done);
   void check_reads(const char* when);
-  void take_side_plan();
+  void take_side_plan(const Plan& plan);
   void check_side_writers();
   void check_side_reads(const char* when);
   void write_sides(bool happened);
@@ -172,9 +180,11 @@ class World {
   std::vector<Offload> offloads_;
   std::vector<std::vector<Tag>> host_contents_;
   std::vector<LeaseSeen> leases_;
-  std::optional<Step> step_;
+  std::deque<Step> steps_;  // in flight, oldest first
+  bool void_ = false;       // the step before the oldest one was abandoned
   std::string fault_;
   bool checking_ = true;
+  std::size_t abandoned_ = 0;
 };
 
 }  // namespace baton::world

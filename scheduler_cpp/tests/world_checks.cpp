@@ -48,8 +48,8 @@ void World::check_all() {
 
 void World::drain() {
   for (int round = 0; round < 10'000 && fault_.empty(); ++round) {
-    if (step_) {
-      apply({Kind::kComplete, 0});
+    if (!steps_.empty()) {
+      apply({void_ ? Kind::kAbandon : Kind::kComplete, 0});
       continue;
     }
     while (!fetches_.empty() && fault_.empty()) {
@@ -63,7 +63,7 @@ void World::drain() {
     if (stats.waiting + stats.running + stats.fetching + stats.prefilled + stats.parked +
                 stats.draining ==
             0 &&
-        !step_ && offloads_.empty()) {
+        steps_.empty() && offloads_.empty()) {
       for (std::size_t group = 0; group < scheduler_.groups(); ++group) {
         const PoolStats pool = scheduler_.pool_stats(group);
         if (pool.free + pool.cached != pool.total) fail("pages leaked");

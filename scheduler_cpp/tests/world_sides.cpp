@@ -6,8 +6,7 @@
 
 namespace baton::world {
 
-void World::take_side_plan() {
-  const Plan& plan = step_->plan();
+void World::take_side_plan(const Plan& plan) {
   for (const SideDelta& delta : plan.side_deltas) {
     auto& table =
         tables_[static_cast<std::size_t>(delta.group)][static_cast<std::size_t>(delta.slot)];
@@ -53,7 +52,7 @@ void for_each_written(const Config& config, const Plan& plan, Page&& page_at, F&
 
 // A page that a row writes has one holder, no lease, and no other row that reads it.
 void World::check_side_writers() {
-  const Plan& plan = step_->plan();
+  const Plan& plan = running();
   const auto at = [this](std::size_t group, const Row& row, std::size_t position) {
     return page_at(group, row, position);
   };
@@ -89,7 +88,7 @@ void World::check_side_writers() {
 
 // A row reads, in every group, only what was written for exactly its tokens.
 void World::check_side_reads(const char* when) {
-  const Plan& plan = step_->plan();
+  const Plan& plan = running();
   std::size_t state = 0;
   for (std::size_t group = 1; group < scheduler_.groups(); ++group) {
     const bool is_state = side(group).keeps == Retention::kState;
@@ -120,7 +119,7 @@ void World::check_side_reads(const char* when) {
 
 // The step ran; or it did not, and may have left anything in the pages it was given to write.
 void World::write_sides(bool happened) {
-  const Plan& plan = step_->plan();
+  const Plan& plan = running();
   const auto at = [this](std::size_t group, const Row& row, std::size_t position) {
     return page_at(group, row, position);
   };

@@ -1,5 +1,6 @@
 // The executor: page tables by deltas, rows that read and write contents.
 #include <algorithm>
+#include <bit>
 #include <set>
 
 #include "world.h"
@@ -7,11 +8,15 @@
 namespace baton::world {
 
 void World::do_plan() {
-  step_.emplace(scheduler_.plan(now_));
-  take_plan();
-  if (step_->plan().rows.empty()) {
-    check_progress();
-    step_.reset();
+  steps_.push_back(scheduler_.plan(now_));
+  const Plan& plan = steps_.back().plan();
+  take_news(plan);
+  if (plan.rows.empty()) {
+    apply_tables(plan);
+    if (steps_.size() == 1) check_progress();
+    steps_.pop_back();
+  } else if (steps_.size() == 1) {
+    start_step();
   }
 }
 
@@ -21,24 +26,10 @@ std::int32_t World::page_at(std::size_t group, const Row& row, std::size_t posit
   return index < table.size() ? table[index] : -1;
 }
 
-// The executor's part: tables, fetches, then what the rows say.
-void World::take_plan() {
-  const Plan& plan = step_->plan();
-  for (const std::int32_t slot : plan.slot_resets) {
-    for (auto& tables : tables_) tables[static_cast<std::size_t>(slot)].clear();
-  }
-  for (const PageDelta& delta : plan.page_deltas) {
-    auto& table = tables_[0][static_cast<std::size_t>(delta.slot)];
-    if (table.size() <= static_cast<std::size_t>(delta.page_index)) {
-      table.resize(static_cast<std::size_t>(delta.page_index) + 1, -1);
-    }
-    table[static_cast<std::size_t>(delta.page_index)] = delta.page;
-  }
-  if (scheduler_.groups() > 1) take_side_plan();
-  for (const PageCopy& copy : plan.copies) {
-    content(0, raw(copy.target)) = content(0, raw(copy.source));
-  }
-  take_movements();
+// What happens beside the steps, as soon as it is planned: remote writes do not wait for a fence.
+void World::take_news(const Plan& plan) {
+  check_retractions(plan);
+  take_movements(plan);
   for (std::size_t i = 0; i < plan.admitted_requests.size(); ++i) {
     const int a = script_of(plan.admitted_requests[i]);
     Request& request = requests_[static_cast<std::size_t>(a)];
@@ -55,7 +46,31 @@ void World::take_plan() {
   for (const RequestId id : plan.expired_requests) {
     requests_[static_cast<std::size_t>(script_of(id))].over = true;
   }
+}
 
+// The executor's part, when the steps before are over: tables and copies.
+void World::apply_tables(const Plan& plan) {
+  for (const std::int32_t slot : plan.slot_resets) {
+    for (auto& tables : tables_) tables[static_cast<std::size_t>(slot)].clear();
+  }
+  for (const PageDelta& delta : plan.page_deltas) {
+    auto& table = tables_[0][static_cast<std::size_t>(delta.slot)];
+    if (table.size() <= static_cast<std::size_t>(delta.page_index)) {
+      table.resize(static_cast<std::size_t>(delta.page_index) + 1, -1);
+    }
+    table[static_cast<std::size_t>(delta.page_index)] = delta.page;
+  }
+  if (scheduler_.groups() > 1) take_side_plan(plan);
+  for (const PageCopy& copy : plan.copies) {
+    content(0, raw(copy.target)) = content(0, raw(copy.source));
+  }
+}
+
+// The oldest step begins: what do its rows say?
+void World::start_step() {
+  const Plan& plan = running();
+  apply_tables(plan);
+  if (void_) return;
   std::set<std::int32_t> written;
   std::size_t offset = 0, tokens = 0;
   bool prefill_seen = false;
@@ -71,8 +86,14 @@ void World::take_plan() {
       const auto position = static_cast<std::size_t>(row.context_tokens + t);
       const Token fed = plan.token_ids[offset + static_cast<std::size_t>(t)];
       const std::size_t guess = position - std::min(position, request.tokens.size());
-      if (position < request.tokens.size() ? fed != request.tokens[position]
-                                           : fed != request.draft.at(guess)) {
+      if (request.over) {
+        // Its row is discarded, whatever it feeds.
+      } else if (fed == kSampledLast) {
+        if (t > 0 || position + 1 != request.tokens.size() || setup_.config.overlap == 0) {
+          fail("a row waits for a token that the step before does not sample");
+        }
+      } else if (position < request.tokens.size() ? fed != request.tokens[position]
+                                                  : fed != request.draft.at(guess)) {
         fail("a row feeds another token than its request has there");
       }
       const std::int32_t page = page_at(row, position);
@@ -116,7 +137,7 @@ void World::take_plan() {
 // Everything a row attends to must be there: a hit implies written pages.
 void World::check_reads(const char* when) {
   if (!checking_) return;
-  const Plan& plan = step_->plan();
+  const Plan& plan = running();
   for (std::size_t i = 0; i < plan.rows.size(); ++i) {
     const Row& row = plan.rows[i];
     const Request& request = requests_[static_cast<std::size_t>(script_of(plan.requests[i]))];
@@ -137,17 +158,22 @@ void World::check_reads(const char* when) {
 std::vector<World::Tag> World::fed_tags(const Row& row, const Request& request) const {
   Request ahead = request;
   for (const Token token : request.draft) append(ahead, token, 0);
-  const auto first = ahead.tags.begin() + row.context_tokens;
-  return {first, first + row.query_tokens};
+  std::vector<Tag> tags(static_cast<std::size_t>(row.query_tokens), kGarbage);
+  for (std::size_t t = 0; t < tags.size(); ++t) {
+    const auto position = static_cast<std::size_t>(row.context_tokens) + t;
+    if (position < ahead.tags.size()) tags[t] = ahead.tags[position];
+  }
+  return tags;
 }
 
 void World::do_complete(int variant) {
   check_reads("completed");
   if (!fault_.empty()) return;
-  const Plan& plan = step_->plan();
+  const Plan& plan = running();
   std::vector<Token> tokens;
   std::vector<std::uint8_t> flags;
   std::vector<std::int32_t> accepted;
+  bool varied = false;  // the first row that is not discarded is the one that ends
   std::vector<int> sampled;
   for (std::size_t i = 0; i < plan.rows.size(); ++i) {
     const Row& row = plan.rows[i];
@@ -161,8 +187,16 @@ void World::do_complete(int variant) {
     }
     if (!row.samples) continue;
     const auto last = static_cast<std::size_t>(row.context_tokens + row.query_tokens - row.samples);
+    if (request.over) {  // discarded: whatever it sampled
+      flags.push_back(0);
+      tokens.push_back(0);
+      accepted.push_back(1);
+      sampled.push_back(a);
+      continue;
+    }
     if (last + 1 != request.tokens.size()) fail("a row samples before its last token");
-    flags.push_back(tokens.empty() ? static_cast<std::uint8_t>(variant) : std::uint8_t{0});
+    flags.push_back(varied ? std::uint8_t{0} : static_cast<std::uint8_t>(variant));
+    varied = true;
     // The guesses hold good as long as the model says the same; a row that ends is cut short.
     Request ahead = request;
     std::int32_t count = 0;
@@ -176,8 +210,8 @@ void World::do_complete(int variant) {
     sampled.push_back(a);
   }
   if (scheduler_.groups() > 1) write_sides(true);
-  const auto outcome = scheduler_.complete(*step_, tokens, flags, now_, accepted);
-  step_.reset();
+  const auto outcome = scheduler_.complete(steps_.front(), tokens, flags, now_, accepted);
+  steps_.pop_front();
   const auto* completion = std::get_if<const Completion*>(&outcome);
   if (!completion) return fail("a completion was refused");
   auto token = tokens.begin();
@@ -185,7 +219,7 @@ void World::do_complete(int variant) {
     Request& request = requests_[static_cast<std::size_t>(sampled[i])];
     request.draft.clear();
     for (std::int32_t k = 0; k < accepted[i]; ++k, ++token) {
-      if (flags[i] == 2) continue;
+      if (flags[i] == 2 || request.over) continue;
       append(request, *token, setup_.scripts[static_cast<std::size_t>(sampled[i])].tenant);
       ++request.emitted;
     }
@@ -216,11 +250,26 @@ void World::do_complete(int variant) {
       if (sealed[p - first] != request.tags[p]) return fail("a page was sealed unwritten");
     }
   }
+  if (!steps_.empty()) start_step();
+}
+
+// No ping-pong: after log2(pages) times a request comes back only when nothing runs, and is then
+// sent away only for one that wins more and starts later. (An abandoned step may cost a state, and
+// a fetch without its token the last page.)
+void World::check_retractions(const Plan& plan) {
+  const std::size_t doublings = std::bit_width(setup_.config.num_pages) + 1;
+  for (const RequestId id : plan.retracted) {
+    Request& request = requests_[static_cast<std::size_t>(script_of(id))];
+    if (++request.retractions > doublings + 1 + requests_.size() + abandoned_) {
+      fail("a request was retracted " + std::to_string(request.retractions) + " times");
+    }
+  }
 }
 
 void World::do_abandon() {
+  ++abandoned_;
   // The forward may have written anything into the pages it was given to write.
-  const Plan& plan = step_->plan();
+  const Plan& plan = running();
   for (const Row& row : plan.rows) {
     for (std::int32_t t = 0; t < row.query_tokens; ++t) {
       const auto position = static_cast<std::size_t>(row.context_tokens + t);
@@ -228,8 +277,10 @@ void World::do_abandon() {
     }
   }
   if (scheduler_.groups() > 1) write_sides(false);
-  if (scheduler_.abandon(*step_)) fail("abandoning was refused");
-  step_.reset();
+  if (scheduler_.abandon(steps_.front())) fail("abandoning was refused");
+  steps_.pop_front();
+  void_ = !steps_.empty();
+  if (void_) start_step();
 }
 
 // With nothing to compute, either nothing lives or an answer from outside is awaited.

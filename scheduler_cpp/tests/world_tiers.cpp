@@ -5,8 +5,7 @@
 
 namespace baton::world {
 
-void World::take_movements() {
-  const Plan& plan = step_->plan();
+void World::take_movements(const Plan& plan) {
   const auto fill = [this](int a, const Fetch::Target& target) {
     int& writer = remote_writer_[static_cast<std::size_t>(target.page)];
     if (writer >= 0) fail("a fetch targets a page that another fetch may still write");

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -14,7 +15,7 @@
 
 namespace baton {
 
-enum class FinishReason : std::int32_t { kLength = 0, kFlag = 1, kPoisoned = 2 };
+enum class FinishReason : std::int32_t { kLength = 0, kFlag = 1, kPoisoned = 2, kDeadline = 3 };
 
 // Proof that no step in flight has a row of this request. Only its record can give it.
 class Idle {
@@ -104,6 +105,7 @@ struct Retract {
 };
 struct HandedOver {};
 struct HoldExpired {};
+struct DeadlinePassed {};
 struct Cancelled {};
 struct Settled {
   Idle idle;

@@ -42,8 +42,9 @@ class [[nodiscard]] OwnedPage {
   PageId id() const { return id_; }
 
   // Makes the page immutable and findable. If the identity is already held by another page, that
-  // page is the answer and this one is free again.
-  [[nodiscard]] SealedPage seal(const Digest& identity) &&;
+  // page is the answer and this one is free again; unless it is `in_flight`, read by rows that
+  // know it by number: then it stays, under no identity.
+  [[nodiscard]] SealedPage seal(const Digest& identity, bool in_flight = false) &&;
   // The same for a partial page: it can be leased by its identity, but is not kept as cache.
   [[nodiscard]] SealedPage seal_tail(const Digest& identity) &&;
   // Makes the page immutable under no identity: only who is given a reference reaches it, and it is
@@ -71,6 +72,8 @@ class [[nodiscard]] SealedPage {
   inline std::size_t group() const;
 
   [[nodiscard]] SealedPage share() const;
+  // Whether others hold it too.
+  bool shared() const;
   // Gives up this reference for a writable page of the same content, once `copy` has been made.
   [[nodiscard]] OwnedPage copy_on_write(OwnedPage&& blank, PageCopy& copy) &&;
 

@@ -60,8 +60,8 @@ class [[nodiscard]] PageTable {
   void append(OwnedPage&& page) { owned_.push_back(std::move(page)); }
 
   // Seals the first writable page and says which page now holds the identity.
-  PageId seal_next(const Digest& identity) {
-    sealed_.push_back(take_first_owned().seal(identity));
+  PageId seal_next(const Digest& identity, bool in_flight = false) {
+    sealed_.push_back(take_first_owned().seal(identity, in_flight));
     return sealed_.back().id();
   }
   PageId seal_tail(const Digest& identity) {
@@ -85,6 +85,13 @@ class [[nodiscard]] PageTable {
                      std::move(beside)};
     if (child.sealed() < sealed()) copy.pin = sealed_[child.sealed()].share();
     return copy;
+  }
+
+  // How many leading pages others hold too. Whoever shares a page shares those before it.
+  std::size_t shared() const {
+    const auto end = std::partition_point(sealed_.begin(), sealed_.end(),
+                                          [](const SealedPage& page) { return page.shared(); });
+    return static_cast<std::size_t>(end - sealed_.begin());
   }
 
   // Gives back writable pages from index `pages` on.

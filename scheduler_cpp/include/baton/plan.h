@@ -12,6 +12,9 @@
 
 namespace baton {
 
+// In `token_ids`: the token that this slot's row in the step before samples.
+inline constexpr Token kSampledLast = -1;
+
 enum class RowKind : std::int32_t { kPrefill = 0, kDecode = 1 };
 
 struct Row {

@@ -21,6 +21,8 @@ struct Terms {
 
   // Whose pages it may take besides those that are found by content.
   RequestId parent() const { return resumes ? resumes : fork_of; }
+
+  Micros deadline = 0;  // when it is given up, wherever it stands; 0: never
 };
 
 class Record {
@@ -68,11 +70,18 @@ class Record {
     return claims_ == 0 ? std::optional<Idle>(Idle()) : std::nullopt;
   }
   std::uint32_t claims() const { return claims_; }
+  // Of the rows in flight: tokens they feed, and how many of the rows sample.
+  std::uint32_t pending_tokens() const { return pending_tokens_; }
+  std::uint32_t pending_samples() const { return pending_samples_; }
+  // How often it gave its pages back to others.
+  std::uint32_t retractions = 0;
 
  private:
   friend class RowClaim;
   friend class RecordList;
   std::uint32_t claims_ = 0;
+  std::uint32_t pending_tokens_ = 0;
+  std::uint32_t pending_samples_ = 0;
   Record* previous_ = nullptr;
   Record* next_ = nullptr;
 };
@@ -84,6 +93,8 @@ class [[nodiscard]] RowClaim {
   RowClaim(Record& record, std::uint32_t tokens, bool samples, std::uint32_t drafted = 0)
       : record_(&record), tokens_(tokens), drafted_(drafted), samples_(samples) {
     ++record.claims_;
+    record.pending_tokens_ += tokens_;
+    record.pending_samples_ += samples_;
   }
   RowClaim(RowClaim&& other) noexcept
       : record_(std::exchange(other.record_, nullptr)),
@@ -94,7 +105,7 @@ class [[nodiscard]] RowClaim {
   RowClaim(const RowClaim&) = delete;
   RowClaim& operator=(const RowClaim&) = delete;
   ~RowClaim() {
-    if (record_) --record_->claims_;
+    if (record_) end();
   }
 
   std::uint32_t tokens() const { return tokens_; }
@@ -104,12 +115,17 @@ class [[nodiscard]] RowClaim {
   bool samples() const { return samples_; }
   // Ends the claim and gives the request back.
   [[nodiscard]] Record& settle() && {
-    Record* record = std::exchange(record_, nullptr);
-    --record->claims_;
-    return *record;
+    end();
+    return *std::exchange(record_, nullptr);
   }
 
  private:
+  void end() {
+    --record_->claims_;
+    record_->pending_tokens_ -= tokens_;
+    record_->pending_samples_ -= samples_;
+  }
+
   Record* record_;
   std::uint32_t tokens_;
   std::uint32_t drafted_;

@@ -44,6 +44,7 @@ class [[nodiscard]] Queued {
 
   [[nodiscard]] Fetching on(AdmittedToFetch&& event) &&;
   [[nodiscard]] Prefilling on(AdmittedToCompute&& event) &&;
+  [[nodiscard]] Finished on(DeadlinePassed) &&;
   [[nodiscard]] Finished on(Cancelled) &&;
 
  private:
@@ -78,6 +79,7 @@ class [[nodiscard]] Fetching {
   [[nodiscard]] Prefilling on(FetchGaveUp) &&;
   [[nodiscard]] Decoding on(FetchCompleted event) &&;
   [[nodiscard]] Retracted on(Retract) &&;
+  [[nodiscard]] Draining on(DeadlinePassed) &&;
   [[nodiscard]] Draining on(Cancelled) &&;
 
  private:
@@ -117,12 +119,15 @@ class [[nodiscard]] Prefilling {
 
   void on(ChunkComputed event) & { computed_ += event.tokens; }
   bool can_seal() const { return pages_.sealed() < computed_ / sequence_->page_size; }
-  PageId seal_next() { return pages_.seal_next(sequence_->identity(pages_.sealed())); }
+  PageId seal_next(bool in_flight) {
+    return pages_.seal_next(sequence_->identity(pages_.sealed()), in_flight);
+  }
 
   [[nodiscard]] Decoding on(PromptComputed event) &&;
   [[nodiscard]] Prefilled on(PromptHandedOut event) &&;
   [[nodiscard]] Draining on(Stopped) &&;
   [[nodiscard]] Retracted on(Retract) &&;
+  [[nodiscard]] Draining on(DeadlinePassed) &&;
   [[nodiscard]] Draining on(Cancelled) &&;
 
  private:
@@ -183,8 +188,8 @@ class [[nodiscard]] Decoding {
   SlotId slot() const { return slot_.id(); }
   std::size_t computed() const { return computed_; }
   Token last_token() const { return last_token_; }
-  // Whether the next token's KV has no page yet.
-  bool needs_page() const { return computed_ == capacity_; }
+  // Whether the KV of the token after `ahead` more has no page yet.
+  bool needs_page(std::size_t ahead) const { return computed_ + ahead == capacity_; }
   std::size_t capacity() const { return capacity_; }
   std::span<const Token> draft() const { return {sequence_->draft.data(), drafted_}; }
 
@@ -206,14 +211,15 @@ class [[nodiscard]] Decoding {
     event.copy = pages_.fork(event.child, event.common, sequence_->page_size);
   }
   bool can_seal() const { return computed_ >= seal_at_; }
-  PageId seal_next() {
+  PageId seal_next(bool in_flight) {
     seal_at_ += sequence_->page_size;
-    return pages_.seal_next(sequence_->identity(pages_.sealed()));
+    return pages_.seal_next(sequence_->identity(pages_.sealed()), in_flight);
   }
 
   [[nodiscard]] Draining on(Stopped) &&;
   [[nodiscard]] Draining on(TurnParked event) &&;
   [[nodiscard]] Retracted on(Retract) &&;
+  [[nodiscard]] Draining on(DeadlinePassed) &&;
   [[nodiscard]] Draining on(Cancelled) &&;
 
  private:
@@ -278,6 +284,7 @@ class [[nodiscard]] Retracted {
 
   [[nodiscard]] Fetching on(AdmittedToFetch&& event) &&;
   [[nodiscard]] Prefilling on(AdmittedToCompute&& event) &&;
+  [[nodiscard]] Finished on(DeadlinePassed) &&;
   [[nodiscard]] Finished on(Cancelled) &&;
 
  private:

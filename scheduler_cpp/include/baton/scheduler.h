@@ -58,6 +58,7 @@ struct Config {
   std::size_t max_waiting = 0;
   Micros hold_us = 0;
   std::size_t max_draft_tokens = 0;
+  std::size_t overlap = 0;  // steps that may be planned before the one in flight is completed
   std::vector<SideGroup> side_groups = {};  // numbered from 1
   std::size_t host_pages = 0;               // of the host tier; 0: there is none
 
@@ -105,6 +106,8 @@ enum class Misuse : std::uint8_t {
   kFlag,
   kAccepted,    // none, or more than were reserved and one
   kNotDrafted,  // accepted, but another token was fed
+  kOrder,       // an earlier step is still in flight
+  kVoid,        // an earlier step was abandoned
 };
 struct Refusal {
   Misuse misuse;
@@ -113,8 +116,6 @@ struct Refusal {
 
 class Scheduler {
  public:
-  // Steps planned and not completed. 1 is overlap depth 0.
-  static constexpr std::size_t kStepsInFlight = 1;
   // Pages on their way to the host tier at a time.
   static constexpr std::size_t kMostOffloads = 8;
 
@@ -134,7 +135,7 @@ class Scheduler {
   Reply draft(RequestId request, std::size_t position, std::span<const Token> tokens);
 
   // ---- steps
-  bool can_plan() const { return !steps_.full(); }
+  bool can_plan() const { return !steps_.full() && (steps_.empty() || !steps_.oldest().is_void); }
   // Requires can_plan().
   [[nodiscard]] Step plan(Micros now);
   // Checks everything, then applies everything: the step is spent unless it is refused.
@@ -190,8 +191,9 @@ class Scheduler {
   bool give_page(Record& record, std::size_t index);
   bool give_window_page(Record& record);
   bool demote_one(RequestId but);
-  Record* youngest_after(std::size_t index) const;
+  Record* victim_after(std::size_t index) const;
   std::size_t reserve_draft(Record& record);
+  bool can_decode(const Record& record) const;
   void add_decode_row(Record& record, std::size_t drafted);
   void grow(Decoding& decoding, OwnedPage&& page);
   void add_chunk_row(Record& record);
@@ -203,6 +205,7 @@ class Scheduler {
   Admitted admit(Record& record);
   PageTable match(Sequence& sequence, std::size_t most);
   std::size_t headroom(const PagePool& pool) const;
+  std::size_t distance(const Record& record) const;
   std::optional<PartialCopy> fork(Record& parent, Sequence& sequence, PageTable& pages);
   void plan_copy(Record& parent, PartialCopy&& copy, PageId target);
   bool blocked(const Record& record) const;
@@ -241,7 +244,8 @@ class Scheduler {
 
   // complete.cpp
   std::optional<Misuse> refuse(const Step& step) const;
-  std::optional<Refusal> refuse(std::span<const Token> tokens, std::span<const std::uint8_t> flags,
+  std::optional<Refusal> refuse(const Plan& plan, std::span<const Token> tokens,
+                                std::span<const std::uint8_t> flags,
                                 std::span<const std::int32_t> accepted) const;
   void complete_decode(Record& record, std::span<const Token> tokens, RowFlag flag);
   void complete_chunk(Record& record, std::uint32_t tokens);
@@ -273,6 +277,9 @@ class Scheduler {
   void retract_running(Record& record);
   template <class Event>
   void unpark(Record& record, Event&& event);
+  template <class Event>
+  void give_up(Record& record, const Event& event);
+  void miss_deadlines();
   void demote(Record& record);
   void resume(Record& next);
   void settle(Record& record);
@@ -285,8 +292,7 @@ class Scheduler {
   std::uint64_t arrivals_ = 0;
   std::uint64_t plans_ = 0;
 
-  Plan next_;     // what the executor sees next: grows with events, then by plan()
-  Plan current_;  // what the executor sees
+  Plan next_;  // what the executor sees next: grows with events, then by plan()
   Completion completion_;
 
   PagePool pool_;
@@ -303,12 +309,15 @@ class Scheduler {
   WaitingQueue queued_;
   RecordList retracted_, prefilled_;
   std::set<std::pair<Micros, RequestId>> parked_;  // the first to expire, or to give way, first
+  std::vector<std::pair<Micros, RequestId>> deadlines_;  // a heap, the next one first
   RunningList running_;
   std::vector<Record*> prefilling_;  // of the plan being made, oldest first
   std::size_t budget_ = 0;           // tokens left in the plan being made
   std::size_t chunk_budget_ = 0;     // of them, for prompt chunks
   std::size_t draft_budget_ = 0;     // of them, for guesses
-  StepQueue<kStepsInFlight> steps_;
+  StepsInFlight steps_;
+  Flight* flight_ = nullptr;  // of the plan being made
+  bool stalled_ = false;      // in it somebody waits for pages that a step in flight still uses
 
   // The head of the queue that did not fit, and when to look again.
   struct Blocked {

@@ -5,7 +5,9 @@
 
 #include <array>
 #include <cstdint>
+#include <span>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "baton/plan.h"
@@ -46,42 +48,86 @@ class [[nodiscard]] Step {
   std::uint64_t sequence_;
 };
 
-// Claims of the steps in flight, oldest first.
+// A step that was planned: what the executor reads, and what keeps that from changing.
+struct Flight {
+  std::uint64_t sequence = 0;
+  Plan plan;
+  std::vector<RowClaim> rows;
+  // Pages that its copies read, and requests that own such pages.
+  std::vector<SealedPage> pins;
+  std::vector<RowClaim> sources;
+  // A step before it did not happen, so this one can only be abandoned.
+  bool is_void = false;
+};
+
+// The steps in flight, oldest first: at most Depth.
 template <std::size_t Depth>
 class StepQueue {
  public:
-  struct Flight {
-    std::uint64_t sequence = 0;
-    std::vector<RowClaim> rows;
-    // Pages that its copies read, and requests that own such pages.
-    std::vector<SealedPage> pins;
-    std::vector<RowClaim> sources;
-  };
+  static constexpr std::size_t kDepth = Depth;
 
-  void reserve(std::size_t rows) {
-    for (Flight& flight : flights_) flight.rows.reserve(rows);
-  }
-  bool full() const { return size_ == Depth; }
-  bool empty() const { return size_ == 0; }
-  Flight& spare() { return flights_[(first_ + size_) % Depth]; }
-  void launch(std::uint64_t sequence) {
-    spare().sequence = sequence;
-    ++size_;
-  }
-  Flight& oldest() { return flights_[first_]; }
-  const Flight& oldest() const { return flights_[first_]; }
+  std::size_t size() const { return size_; }
+  Flight& at(std::size_t index) { return flights_[(first_ + index) % Depth]; }
+  const Flight& at(std::size_t index) const { return flights_[(first_ + index) % Depth]; }
+  // Where the next step is planned. There must be room.
+  Flight& spare() { return at(size_); }
+  void launch() { ++size_; }
   void land() {
-    oldest().rows.clear();
-    oldest().pins.clear();
-    oldest().sources.clear();
+    Flight& flight = at(0);
+    flight.rows.clear();
+    flight.pins.clear();
+    flight.sources.clear();
+    flight.is_void = false;
     first_ = (first_ + 1) % Depth;
     --size_;
   }
+  std::span<Flight> all() { return flights_; }
 
  private:
   std::array<Flight, Depth> flights_;
   std::size_t first_ = 0;
   std::size_t size_ = 0;
+};
+
+// The queue whose depth the config asks for: a step is completed before the next is planned
+// (overlap 0), or one more may be planned before (overlap 1).
+class StepsInFlight {
+ public:
+  explicit StepsInFlight(std::size_t overlap) {
+    if (overlap > 0) queue_.emplace<StepQueue<2>>();
+  }
+
+  bool empty() const { return size() == 0; }
+  bool full() const {
+    return std::visit([](const auto& queue) { return queue.size() == queue.kDepth; }, queue_);
+  }
+  std::size_t size() const {
+    return std::visit([](const auto& queue) { return queue.size(); }, queue_);
+  }
+  Flight& at(std::size_t index) {
+    return std::visit([index](auto& queue) -> Flight& { return queue.at(index); }, queue_);
+  }
+  const Flight& at(std::size_t index) const {
+    return std::visit([index](const auto& queue) -> const Flight& { return queue.at(index); },
+                      queue_);
+  }
+  Flight& oldest() { return at(0); }
+  const Flight& oldest() const { return at(0); }
+  Flight& spare() {
+    return std::visit([](auto& queue) -> Flight& { return queue.spare(); }, queue_);
+  }
+  std::span<Flight> all() {
+    return std::visit([](auto& queue) { return queue.all(); }, queue_);
+  }
+  void launch() {
+    std::visit([](auto& queue) { queue.launch(); }, queue_);
+  }
+  void land() {
+    std::visit([](auto& queue) { queue.land(); }, queue_);
+  }
+
+ private:
+  std::variant<StepQueue<1>, StepQueue<2>> queue_;
 };
 
 }  // namespace baton

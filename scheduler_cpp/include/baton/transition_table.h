@@ -26,19 +26,17 @@ inline constexpr std::array<std::string_view, 9> kStateNames = {
     "Parked", "Retracted", "Draining",   "Finished"};
 static_assert(kStateNames.size() == std::variant_size_v<State>);
 
-using Events = std::tuple<AdmittedToFetch, AdmittedToCompute, PagesArrived, FetchGaveUp,
-                          FetchCompleted, ChunkComputed, PromptComputed, PromptHandedOut, Drafted,
-                          TokenSampled, Stopped, TurnParked, ParkSettled, ParkRenewed, Forked,
-                          Resumed, Demoted, Retract, HandedOver, HoldExpired, Cancelled, Settled>;
-inline constexpr std::array<std::string_view, 22> kEventNames = {
-    "AdmittedToFetch", "AdmittedToCompute", "PagesArrived",
-    "FetchGaveUp",     "FetchCompleted",    "ChunkComputed",
-    "PromptComputed",  "PromptHandedOut",   "Drafted",
-    "TokenSampled",    "Stopped",           "TurnParked",
-    "ParkSettled",     "ParkRenewed",       "Forked",
-    "Resumed",         "Demoted",           "Retract",
-    "HandedOver",      "HoldExpired",       "Cancelled",
-    "Settled"};
+using Events =
+    std::tuple<AdmittedToFetch, AdmittedToCompute, PagesArrived, FetchGaveUp, FetchCompleted,
+               ChunkComputed, PromptComputed, PromptHandedOut, Drafted, TokenSampled, Stopped,
+               TurnParked, ParkSettled, ParkRenewed, Forked, Resumed, Demoted, Retract, HandedOver,
+               HoldExpired, DeadlinePassed, Cancelled, Settled>;
+inline constexpr std::array<std::string_view, 23> kEventNames = {
+    "AdmittedToFetch", "AdmittedToCompute", "PagesArrived",    "FetchGaveUp", "FetchCompleted",
+    "ChunkComputed",   "PromptComputed",    "PromptHandedOut", "Drafted",     "TokenSampled",
+    "Stopped",         "TurnParked",        "ParkSettled",     "ParkRenewed", "Forked",
+    "Resumed",         "Demoted",           "Retract",         "HandedOver",  "HoldExpired",
+    "DeadlinePassed",  "Cancelled",         "Settled"};
 static_assert(kEventNames.size() == std::tuple_size_v<Events>);
 
 // Events that callers raise at any time, hence any state must have an answer ready.
@@ -114,15 +112,15 @@ consteval TransitionTable table(Rows... rows) {
 inline constexpr TransitionTable kTable = [] {
   using namespace table_detail;
   return table(
-    /* Queued     */ row(kA, kA, kR, kR, kR, kR, kR, kR, kR, kR, kR, kR, kR, kR, kI, kR, kR, kR, kR, kR, kA, kR),
-    /* Fetching   */ row(kR, kR, kA, kA, kA, kR, kR, kR, kR, kR, kR, kR, kR, kR, kI, kR, kR, kA, kR, kR, kA, kR),
-    /* Prefilling */ row(kR, kR, kR, kI, kI, kA, kA, kA, kR, kR, kA, kR, kR, kR, kI, kR, kR, kA, kR, kR, kA, kR),
-    /* Prefilled  */ row(kR, kR, kR, kI, kI, kR, kR, kR, kR, kR, kR, kR, kR, kR, kA, kR, kR, kR, kA, kA, kA, kR),
-    /* Decoding   */ row(kR, kR, kR, kI, kI, kR, kR, kR, kA, kA, kA, kA, kR, kR, kA, kR, kR, kA, kR, kR, kA, kR),
-    /* Parked     */ row(kR, kR, kI, kI, kI, kR, kR, kR, kI, kR, kR, kR, kR, kA, kA, kA, kA, kR, kR, kR, kA, kR),
-    /* Retracted  */ row(kA, kA, kR, kI, kI, kR, kR, kR, kI, kR, kR, kR, kR, kR, kI, kR, kR, kR, kR, kR, kA, kR),
-    /* Draining   */ row(kR, kR, kI, kA, kA, kI, kI, kI, kI, kI, kI, kI, kA, kI, kI, kR, kR, kR, kI, kI, kA, kA),
-    /* Finished   */ row(kR, kR, kI, kI, kI, kI, kI, kI, kI, kI, kI, kI, kI, kI, kI, kI, kI, kR, kI, kI, kI, kR));
+    /* Queued     */ row(kA, kA, kR, kR, kR, kR, kR, kR, kR, kR, kR, kR, kR, kR, kI, kR, kR, kR, kR, kR, kA, kA, kR),
+    /* Fetching   */ row(kR, kR, kA, kA, kA, kR, kR, kR, kR, kR, kR, kR, kR, kR, kI, kR, kR, kA, kR, kR, kA, kA, kR),
+    /* Prefilling */ row(kR, kR, kR, kI, kI, kA, kA, kA, kR, kR, kA, kR, kR, kR, kI, kR, kR, kA, kR, kR, kA, kA, kR),
+    /* Prefilled  */ row(kR, kR, kR, kI, kI, kR, kR, kR, kR, kR, kR, kR, kR, kR, kA, kR, kR, kR, kA, kA, kI, kA, kR),
+    /* Decoding   */ row(kR, kR, kR, kI, kI, kR, kR, kR, kA, kA, kA, kA, kR, kR, kA, kR, kR, kA, kR, kR, kA, kA, kR),
+    /* Parked     */ row(kR, kR, kI, kI, kI, kR, kR, kR, kI, kR, kR, kR, kR, kA, kA, kA, kA, kR, kR, kR, kI, kA, kR),
+    /* Retracted  */ row(kA, kA, kR, kI, kI, kR, kR, kR, kI, kR, kR, kR, kR, kR, kI, kR, kR, kR, kR, kR, kA, kA, kR),
+    /* Draining   */ row(kR, kR, kI, kA, kA, kI, kI, kI, kI, kI, kI, kI, kA, kI, kI, kR, kR, kR, kI, kI, kI, kA, kA),
+    /* Finished   */ row(kR, kR, kI, kI, kI, kI, kI, kI, kI, kI, kI, kI, kI, kI, kI, kI, kI, kR, kI, kI, kI, kI, kR));
 }();
 // clang-format on
 

@@ -199,6 +199,11 @@ MISUSES = {
         "auto r = s.complete(t, {}, {});",
         NO_CONVERSION,
     ),
+    "plan a third step into a queue of two": (
+        "StepQueue<2>& q, StepQueue<3>& r",
+        "q = r;",
+        NO_CONVERSION + "|no match",
+    ),
     "plan and drop the step": ("Scheduler& s", "s.plan(0);", IGNORED),
     "complete and ignore the answer": (
         "Scheduler& s, Step& t",
