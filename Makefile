@@ -154,6 +154,7 @@ bench-handover: dev ## pulled pages beside raw NIXL, what hides behind prefill, 
 
 bench-gateway: dev ## what the router adds under SMG, beside a bare canned worker
 	@echo "== gateway" && $(BIN)/python bench/gateway/overhead.py
+	@echo "== a client leaves" && $(BIN)/python -m pytest -q -s tests/integration/test_gateway.py -k client_that_leaves
 
 bench-idle: dev ## what an idle cluster costs: less than 5 % of one core
 	@echo "== idle cluster" && $(BIN)/python bench/cluster/idle_cpu.py --model $(TRAINED)

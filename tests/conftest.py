@@ -8,6 +8,13 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from hypothesis import settings
+
+# The same examples in every run, however slow the machine. To look for new ones:
+# pytest --hypothesis-profile=search
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.register_profile("search", max_examples=2000, deadline=None)
+settings.load_profile("same")
 
 MakeCheckpoint = Callable[..., Path]
 
