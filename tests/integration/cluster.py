@@ -154,7 +154,11 @@ class Cluster:
         return [part["name"] for part in (*self.config["prefill"], *self.config["decode"])]
 
     def start(self, names: Iterable[str] | None = None) -> None:
-        """Starts the processes and waits until each reports SERVING."""
+        """Starts the processes and waits until each reports SERVING.
+
+        Of a whole cluster the router also knows every worker then: it serves as soon as it has
+        one decode worker, and a request that comes before the others would take another route.
+        """
         front = ["router", *(["gateway"] if self.shape.gateway else [])]
         wanted = (
             list(names) if names is not None else [*self._kvstore_names(), *self.workers, *front]
@@ -163,6 +167,15 @@ class Cluster:
             self._spawn(name)
         for name in wanted:
             self.wait_serving(name)
+        if names is None:
+            self._wait_until_all_are_known()
+
+    def _wait_until_all_are_known(self) -> None:
+        begun = time.monotonic()
+        while (known := self.metrics("router")["baton_workers"]) < len(self.workers):
+            if time.monotonic() - begun > READY_SECONDS:
+                raise TimeoutError(f"the router knows {known:g} of the workers {self.workers}")
+            time.sleep(0.02)
 
     def _spawn(self, name: str) -> None:
         role = name.split("-")[0]
