@@ -2,13 +2,12 @@
 
 import importlib.util
 import sys
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from baton_cli.tree import ConfigError
-
-Address = Annotated[str, Field(pattern=r"^.+:\d{1,5}$", examples=["127.0.0.1:8000"])]
+from baton_rpc import Address
 
 
 class GatewayConfig(BaseModel):

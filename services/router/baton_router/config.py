@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-Address = Annotated[str, Field(pattern=r"^.+:\d{1,5}$", examples=["127.0.0.1:7000"])]
+from baton_rpc import Address, Addresses
+
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -97,7 +98,7 @@ class RouterConfig(_Section):
     metrics: Address | None = None
     model: ModelConfig
     workers: WorkersConfig
-    kvstore: tuple[Address, ...] = Field(
+    kvstore: Addresses = Field(
         default=(), description="every kvstore of the cluster; one may stand alone"
     )
     gateway: Literal["smg"] | None = Field(
@@ -106,13 +107,6 @@ class RouterConfig(_Section):
     )
     routing: RoutingConfig = RoutingConfig()
     limits: LimitsConfig = LimitsConfig()
-
-    @field_validator("kvstore", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: object) -> object:
-        if value is None:
-            return ()
-        return (value,) if isinstance(value, str) else value
 
     @field_validator("name")
     @classmethod

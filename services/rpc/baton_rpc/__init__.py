@@ -1,5 +1,6 @@
 """How Baton speaks gRPC: server assembly, the error table, channels, an orderly end."""
 
+from baton_rpc.address import Address, Addresses
 from baton_rpc.channels import channel
 from baton_rpc.credentials import TlsFiles, bearer
 from baton_rpc.described import adder
@@ -9,6 +10,8 @@ from baton_rpc.signals import stop_signal
 
 __all__ = [
     "CODES",
+    "Address",
+    "Addresses",
     "DOMAIN",
     "Mount",
     "Refusal",

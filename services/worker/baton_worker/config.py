@@ -7,8 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from baton_engine import EngineConfig
-
-Address = Annotated[str, Field(pattern=r"^.+:\d{1,5}$", examples=["127.0.0.1:7200"])]
+from baton_rpc import Address, Addresses
 
 
 class WorkerConfig(EngineConfig):
@@ -20,18 +19,11 @@ class WorkerConfig(EngineConfig):
     advertise: Address | None = None
     metrics: Address | None = None  # None: no /metrics route
     # Every kvstore of the cluster; one may stand alone. None: nobody learns what is held here.
-    kvstore: tuple[Address, ...] = ()
+    kvstore: Addresses = ()
     # Also let this gateway drive us without a router; needs the extra [gateway].
     gateway: Literal["smg"] | None = None
     # How long running requests may go on after SIGTERM.
     drain_s: Annotated[float, Field(ge=0, le=3600)] = 30.0
-
-    @field_validator("kvstore", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: object) -> object:
-        if value is None:
-            return ()
-        return (value,) if isinstance(value, str) else value
 
     @field_validator("name")
     @classmethod

@@ -1,0 +1,17 @@
+"""host:port as configurations name it."""
+
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field
+
+Address = Annotated[str, Field(pattern=r"^.+:\d{1,5}$", examples=["127.0.0.1:7000"])]
+
+
+def _one_or_many(value: object) -> object:
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, str) else value
+
+
+# Of one service in several processes. One may stand alone, and null means that there is none.
+Addresses = Annotated[tuple[Address, ...], BeforeValidator(_one_or_many)]
