@@ -17,6 +17,7 @@ from .fake_worker import FakeWorker, Run, default_cost, generate, token_at
 from .router_process import Router, hear, running_router
 
 STREAMS, TOKENS = 40, 60
+ENDLESS = 3000  # tokens nobody waits for: such a stream can only be cancelled
 
 
 async def unreliable(worker: FakeWorker, run: Run) -> None:
@@ -42,11 +43,13 @@ async def unreliable(worker: FakeWorker, run: Run) -> None:
 
 async def one(router: Router, number: int) -> str:
     prompt = [20 + (number + i) % 300 for i in range(17 + number)]
+    leaves = number % 10 == 9
     request = pb.GenerateRequest(
-        token_ids=pb.TokenIds(ids=prompt), stop=pb.StopParams(max_tokens=TOKENS, ignore_eos=True)
+        token_ids=pb.TokenIds(ids=prompt),
+        stop=pb.StopParams(max_tokens=ENDLESS if leaves else TOKENS, ignore_eos=True),
     )
     call = router.stub.Generate(request, timeout=30)
-    if number % 10 == 9:
+    if leaves:
         await asyncio.sleep(0.1)
         call.cancel()
         return "cancelled"
