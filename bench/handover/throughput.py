@@ -89,11 +89,13 @@ async def hold(pages: int, page_bytes: int) -> None:
     exporter = Exporter(me.name, me.epoch, arena)
     servicer = KvPeerServicer(Shelf(arena), me, identity(page_bytes), exporter.exported)
     server = Server("127.0.0.1:0", [(servicer, add_KvPeerServiceServicer_to_server)])
+    await servicer.open_leases("127.0.0.1")
     await server.start()
     me.address = server.address
     print(me.address, flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
     await server.stop()
+    await servicer.close_leases()
     exporter.close()
 
 
