@@ -35,21 +35,31 @@ class Credit:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._used = 0
+        self._waiting = 0
         self._changed = asyncio.Condition()
 
     @asynccontextmanager
     async def of(self, size: int) -> AsyncIterator[None]:
         """Waits for `size` bytes of credit; more than the limit waits for all of it."""
         size = min(size, self.limit)
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._used + size <= self.limit)
-            self._used += size
+        if self._waiting or self._used + size > self.limit:
+            await self._room_for(size)
+        self._used += size
         try:
             yield
         finally:
             self._used -= size
+            if self._waiting:
+                async with self._changed:
+                    self._changed.notify_all()
+
+    async def _room_for(self, size: int) -> None:
+        self._waiting += 1
+        try:
             async with self._changed:
-                self._changed.notify_all()
+                await self._changed.wait_for(lambda: self._used + size <= self.limit)
+        finally:
+            self._waiting -= 1
 
 
 class Holder:

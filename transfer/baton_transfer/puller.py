@@ -38,9 +38,8 @@ def read_with(reader: PageReader) -> ReadPages:
         checksums: NDArray[np.uint64] | None,
         stop: threading.Event,
     ) -> ReadOutcome:
-        return await asyncio.wrap_future(
-            reader.submit(memory, sources, targets, checksums, stop=stop)
-        )
+        reading = reader.submit(memory, sources, targets, checksums, stop=stop)
+        return reading.result() if reading.done() else await asyncio.wrap_future(reading)
 
     return read
 
