@@ -31,20 +31,20 @@ class EngineHolder:
         """What to call with the handle of a request that is not wanted any more."""
         self._end_fetch = end_fetch
 
-    def grant(self, reader: str, hashes: NDArray[np.uint8], ttl_ms: int) -> LeaseGrant:
+    def grant(self, reader: str, hashes: NDArray[np.uint8], ttl_ms: int, group: int) -> LeaseGrant:
         """Lease the longest held prefix of `hashes`, uint8 [n, 16], if pages are exchanged."""
         ttl_ms = min(max(ttl_ms, _MIN_TTL_MS), self._max_ttl_ms)
         if self._core.why_alone is not None:
             return LeaseGrant(0, np.empty(0, np.int32), None, ttl_ms)
         with self._core.lock:
-            lease = self._core.scheduler.grant(hashes, now_us(), ttl_ms * 1000)
+            lease = self._core.scheduler.grant(hashes, now_us(), ttl_ms * 1000, group=group)
             pages = lease.pages.copy()
             self._core.wake()  # the idle thread must look at its clock from now on
         sums = None
         if self._core.checksums is not None:
             # Outside the lock: leased pages do not change. Known already unless the page was
             # sealed a moment ago or came from a peer.
-            sums = self._core.checksums.of(pages)
+            sums = self._core.checksums.of(pages, group)
         return LeaseGrant(lease.id, pages, sums, ttl_ms)
 
     def renew(self, leases: Sequence[int], ttl_ms: int) -> list[int]:

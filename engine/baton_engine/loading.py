@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from baton.v1.kv_pb2 import CacheIdentity, Peer
+from baton.v1.kv_pb2 import CacheIdentity, ExportedCache, Peer
 from baton_engine.config import EngineConfig
 from baton_engine.ranks.group import RankedRunner, RankGroup
 from baton_engine.ranks.group_init import RankStore, join_group, leave_group
@@ -21,8 +21,8 @@ from baton_engine.ranks.launch import launcher
 from baton_engine.runner import LoadProgress, ModelRunner, set_threads, single_place
 from baton_engine.step_loop import StepRunner
 from baton_transfer import (
+    CacheReader,
     Exporter,
-    PageReader,
     Puller,
     PullSettings,
     ReadOutcome,
@@ -43,8 +43,13 @@ class Ranks:
     group: RankGroup | None  # None without tensor parallelism
     runner: StepRunner
     exporter: Exporter
-    reader: PageReader | GroupReader
+    reader: CacheReader | GroupReader
     identity: CacheIdentity
+
+    @property
+    def exported(self) -> ExportedCache:
+        """What others read: the same on every rank, so that the first one's is enough."""
+        return ExportedCache(ranks=[self.exporter.exported])
 
     def close(self) -> None:
         """End transfers, then the followers. No step may run."""
@@ -118,13 +123,13 @@ def _load_first(
 def _with_transfer(
     local: ModelRunner, group: RankGroup | None, config: EngineConfig, name: str, epoch: int
 ) -> Ranks:
-    arena = local.arena.exported()
-    reader = PageReader(f"{name}-{epoch:x}-r0", arena)
+    arenas = local.arena.exported()
+    reader = CacheReader(f"{name}-{epoch:x}-r0", arenas)
     return Ranks(
         local=local,
         group=group,
         runner=local if group is None else RankedRunner(local, group),
-        exporter=Exporter(name, epoch, arena),
+        exporter=Exporter(name, epoch, arenas),
         reader=reader if group is None else GroupReader(reader, group),
         identity=cache_identity(
             local.fingerprint, config.page_size, local.arena.group_identities()
@@ -138,13 +143,14 @@ def open_puller(me: Peer, ranks: Ranks, config: EngineConfig) -> Puller:
 
     async def read(
         memory: bytes,
+        group: int,
         sources: NDArray[np.int32],
         targets: NDArray[np.int32],
         checksums: NDArray[np.uint64] | None,
         stop: threading.Event,
     ) -> ReadOutcome:
         return await asyncio.wrap_future(
-            reader.submit(memory, sources, targets, checksums, stop=stop)
+            reader.submit(memory, group, sources, targets, checksums, stop=stop)
         )
 
     settings = PullSettings(ttl_ms=config.lease_ttl_ms)

@@ -4,6 +4,7 @@ Imports no torch. `configure_ucx` must run before the first Exporter or PageRead
 """
 
 from baton_transfer.arena import MemoryType, PageArena
+from baton_transfer.cache_reader import CacheReader
 from baton_transfer.exporter import Exporter
 from baton_transfer.following import Follower, HolderLost
 from baton_transfer.holder import LeaseGrant, PageHolder
@@ -18,6 +19,7 @@ from baton_transfer.servicer import KvPeerServicer
 from baton_transfer.ucx import Transport, configure_ucx
 
 __all__ = [
+    "CacheReader",
     "DirectoryPublisher",
     "Exporter",
     "FileQueue",

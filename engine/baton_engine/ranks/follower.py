@@ -31,7 +31,7 @@ from baton_engine.ranks.frames import (
 )
 from baton_engine.ranks.group_init import Rendezvous, join_group
 from baton_engine.runner import ModelRunner, set_threads
-from baton_transfer import PageReader, ReadFailure, ReadOutcome, configure_ucx
+from baton_transfer import CacheReader, ReadFailure, ReadOutcome, configure_ucx
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class Follower:
     def __init__(self, frames: FrameSocket) -> None:
         self._frames = frames
         self._steps: queue.SimpleQueue[StepInput | None] = queue.SimpleQueue()
-        self._reader: PageReader | None = None
+        self._reader: CacheReader | None = None
 
     def run(self) -> None:
         """Load, report READY, follow until STOP or until rank 0 is gone."""
@@ -85,7 +85,7 @@ class Follower:
         place = join_group(hello.rendezvous)
         runner = ModelRunner(hello.config, place)
         runner.warm_up()
-        self._reader = PageReader(hello.reader_name, runner.arena.exported())
+        self._reader = CacheReader(hello.reader_name, runner.arena.exported())
         self._frames.send(Kind.READY)
         receiver = threading.Thread(target=self._receive, name="baton-frames", daemon=True)
         receiver.start()
@@ -126,6 +126,7 @@ class Follower:
 
         self._reader.submit(
             order.memory,
+            order.group,
             order.source_pages,
             order.target_pages,
             order.checksums,

@@ -22,7 +22,7 @@ from baton_transfer import ReadFailure, ReadOutcome
 
 _HEADER = struct.Struct("<BI")
 _STEP = struct.Struct("<6I")  # rows, tokens, deltas, resets, copies, states
-_PULL = struct.Struct("<QdIII")  # id, seconds (NaN: default), memory bytes, pages, checksums
+_PULL = struct.Struct("<QdIIII")  # id, seconds (NaN: default), group, memory bytes, pages, sums
 _PULLED = struct.Struct("<QIQd?")  # id, arrived, bytes moved, seconds, verified; then texts
 
 
@@ -117,11 +117,12 @@ def unpack_step(payload: bytes) -> StepInput:
 
 @dataclass(frozen=True, slots=True)
 class PullOrder:
-    """Read pages of a peer's exported memory into this rank's arena."""
+    """Read pages of a peer's exported cache into this rank's arena of a cache group."""
 
     pull_id: int
-    seconds: float | None  # as PageReader.submit
-    memory: bytes  # a serialised baton.v1.ExportedMemory
+    seconds: float | None  # as CacheReader.submit
+    group: int
+    memory: bytes  # a serialised baton.v1.ExportedCache
     source_pages: NDArray[np.int32]
     target_pages: NDArray[np.int32]
     checksums: NDArray[np.uint64] | None
@@ -133,6 +134,7 @@ def pack_pull(order: PullOrder) -> list[bytes]:
     head = _PULL.pack(
         order.pull_id,
         math.nan if order.seconds is None else order.seconds,
+        order.group,
         len(order.memory),
         len(order.source_pages),
         len(sums),
@@ -148,7 +150,7 @@ def pack_pull(order: PullOrder) -> list[bytes]:
 
 def unpack_pull(payload: bytes) -> PullOrder:
     """The order in a PULL frame; ValueError when it is cut short."""
-    pull_id, seconds, memory_bytes, pages, sums = _PULL.unpack_from(payload)
+    pull_id, seconds, group, memory_bytes, pages, sums = _PULL.unpack_from(payload)
     at = _PULL.size
     memory = payload[at : at + memory_bytes]
     at += memory_bytes
@@ -156,7 +158,7 @@ def unpack_pull(payload: bytes) -> PullOrder:
     targets = np.frombuffer(payload, np.int32, pages, at + 4 * pages)
     checksums = np.frombuffer(payload, np.uint64, sums, at + 8 * pages) if sums else None
     limit = None if math.isnan(seconds) else seconds
-    return PullOrder(pull_id, limit, memory, sources, targets, checksums)
+    return PullOrder(pull_id, limit, group, memory, sources, targets, checksums)
 
 
 def pack_pulled(pull_id: int, outcome: ReadOutcome) -> list[bytes]:
