@@ -167,6 +167,23 @@ class EngineCore:
             self.wake()
             return True
 
+    def state_arrived(
+        self, handle: int, group: int, index: int, page: NDArray[np.int32], identity: Hashes
+    ) -> bool:
+        """A verified state: `page` [1] and its `identity` [1, 16], after the last token of page
+        `index`. False when the request no longer wants it."""
+        with self.lock:
+            reply = self.scheduler.pages_arrived(handle, index, 1, group)
+            if reply is not Reply.ACCEPTED:
+                return False
+            if self.checksums is not None:
+                self.checksums.forget(page, group)
+            live = self.ledger.get(handle)
+            if live is not None and (index + 1) * self.page_size <= len(live.request.token_ids):
+                self.outbox.sealed.append(identity.copy())
+            self.wake()
+            return True
+
     def fetch_ended(self, handle: int, first: FirstToken | None) -> None:
         """Nothing is in flight for this fetch any more. `first` is what the prefill worker sampled,
         given only when every page of the prompt has arrived."""

@@ -72,16 +72,10 @@ def side_groups(layout: CacheLayout, config: EngineConfig) -> list[scheduling.Ca
 
 def why_not_exchanged(layout: CacheLayout) -> str | None:
     """Why pages of this model cannot travel between workers; None when they can."""
-    groups = layout.groups
-    if len(groups) > 1:
-        return (
-            f"the model keeps cache groups {[group.name for group in groups]}; this build "
-            f"exchanges pages of models with one"
-        )
-    apart = [block for block in groups[0].blocks if groups[0].ranks > 1 and block.heads > 1]
-    if apart:
-        return (
-            f"the ranks of this worker hold different heads of cache group {groups[0].name!r}; "
-            f"this build exchanges pages that are the same on every rank"
-        )
+    for group in layout.groups:
+        if group.ranks > 1 and any(block.heads > 1 for block in group.blocks):
+            return (
+                f"the ranks of this worker hold different heads of cache group {group.name!r}; "
+                f"this build exchanges pages that are the same on every rank"
+            )
     return None
