@@ -18,6 +18,7 @@ from baton_engine.events import (
     Failed,
     FailReason,
     FinishReason,
+    GroupPages,
     Hashes,
     PoolState,
     PromptProgress,
@@ -77,13 +78,16 @@ class EngineCore:
         page_size: int,
         checksums: PageChecksums | None,
         why_alone: str | None = None,
+        groups: int = 1,
     ) -> None:
-        """why_alone: why pages are not exchanged with other workers; None when they are."""
+        """why_alone: why pages are not exchanged with other workers; None when they are. groups:
+        of the scheduler, the tokens' included."""
         self.lock = threading.Condition(threading.Lock())
         self.scheduler = scheduler
         self.page_size = page_size
         self.checksums = checksums
         self.why_alone = why_alone
+        self.groups = groups
         self.ledger = Ledger()
         self.outbox = Outbox()
         self.fetched = FetchTotals()
@@ -241,7 +245,12 @@ class EngineCore:
             pages_moved=self.fetched.pages_moved,
             bytes_moved=self.fetched.bytes_moved,
             failed_fetches=self.fetched.failed_fetches,
+            beside=tuple(self._group_pages(group) for group in range(1, self.groups)),
         )
+
+    def _group_pages(self, group: int) -> GroupPages:
+        pages = self.scheduler.pool_stats(group)
+        return GroupPages(pages.free, pages.cached, pages.owned, pages.referenced, pages.leased)
 
 
 def stack_hashes(parts: Sequence[Hashes]) -> Hashes:
