@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from baton.v1.kv_pb2 import CacheGroupIdentity, CacheIdentity
 
-WIRE_VERSION = 2
+WIRE_VERSION = 1
 
 
 def cache_identity(
