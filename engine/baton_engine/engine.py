@@ -115,6 +115,7 @@ class Engine:
         ranks = await bring_up(self.config, self.name, self.epoch, progress, self._rank_lost)
         config, layout = self.config, ranks.local.arena.layout
         why_alone = why_not_exchanged(layout)
+        beside = side_groups(layout, config)
         scheduler = scheduling.Scheduler(
             scheduling.Config(
                 role=_ROLES[self.role],
@@ -126,12 +127,12 @@ class Engine:
                 max_context=max_context,
                 max_waiting=config.max_waiting,
                 hold_us=config.hold_ms * 1000,
-                side_groups=side_groups(layout, config),
+                side_groups=beside,
             )
         )
         checked = config.keeps_checksums and why_alone is None
         checksums = ranks.checksums() if checked else None
-        core = EngineCore(scheduler, config.page_size, checksums, why_alone)
+        core = EngineCore(scheduler, config.page_size, checksums, why_alone, groups=1 + len(beside))
         core.failure = self._lost
         board = HandoverBoard(linger_s=config.hold_ms / 1000)
         holder = EngineHolder(core, board, max_ttl_ms=2 * config.lease_ttl_ms)

@@ -72,10 +72,4 @@ def side_groups(layout: CacheLayout, config: EngineConfig) -> list[scheduling.Ca
 
 def why_not_exchanged(layout: CacheLayout) -> str | None:
     """Why pages of this model cannot travel between workers; None when they can."""
-    groups = layout.groups
-    if len(groups) > 1:
-        return (
-            f"the model keeps cache groups {[group.name for group in groups]}; this build "
-            f"exchanges pages of models with one"
-        )
     return None
