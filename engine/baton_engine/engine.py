@@ -12,7 +12,6 @@ import numpy as np
 
 import baton_scheduler as scheduling
 from baton.v1.kv_pb2 import CacheIdentity, ExportedCache, Peer
-from baton_engine.arena import PageChecksums
 from baton_engine.config import EngineConfig
 from baton_engine.core import EngineCore, now_us
 from baton_engine.events import FailReason, Hashes, PoolState, StepEvents
@@ -132,7 +131,7 @@ class Engine:
             )
         )
         checked = config.keeps_checksums and why_alone is None
-        checksums = PageChecksums(ranks.exporter.arenas) if checked else None
+        checksums = ranks.checksums() if checked else None
         core = EngineCore(scheduler, config.page_size, checksums, why_alone, groups=1 + len(beside))
         core.failure = self._lost
         board = HandoverBoard(linger_s=config.hold_ms / 1000)
@@ -160,7 +159,7 @@ class Engine:
             publish,
             max_slots=slots,
             poison=(
-                FreePagePoison(loaded.ranks.exporter.arenas[0])
+                FreePagePoison(loaded.ranks.arenas[0])
                 if self.config.debug_poison_free_pages
                 else None
             ),
@@ -304,7 +303,7 @@ class Engine:
     @property
     def arenas(self) -> tuple[PageArena, ...]:
         """The pages of rank 0, of every cache group by its number."""
-        return self._loaded.ranks.exporter.arenas
+        return self._loaded.ranks.arenas
 
     @property
     def description(self) -> EngineDescription:
