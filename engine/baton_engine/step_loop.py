@@ -150,7 +150,8 @@ class StepLoop:
             sealed = note_sealed(core, completion)
             note_tokens(core, sampling, outcome, completion)
         if core.checksums is not None:
-            core.checksums.of(sealed)
+            for group, pages in sealed.items():
+                core.checksums.of(pages, group)
         return StepTimes(
             decode_rows=decode_rows,
             prompt_tokens=prompt_tokens,

@@ -88,7 +88,7 @@ class EngineWorker:
         about = self.engine.description
         me = Peer(name=self.engine.name, epoch=self.engine.epoch)
         servicer = self._servicer = KvPeerServicer(
-            self.engine.holder, me, about.identity, self.engine.exporter.exported
+            self.engine.holder, me, about.identity, self.engine.exported
         )
         self._server = Server("127.0.0.1:0", [(servicer, add_KvPeerServiceServicer_to_server)])
         await servicer.open_leases("127.0.0.1")

@@ -4,13 +4,15 @@ Imports no torch. `configure_ucx` must run before the first Exporter or PageRead
 """
 
 from baton_transfer.arena import MemoryType, PageArena
+from baton_transfer.cache_reader import CacheReader
 from baton_transfer.exporter import Exporter
 from baton_transfer.following import Follower, HolderLost
+from baton_transfer.fragments import Cut
 from baton_transfer.holder import LeaseGrant, PageHolder
 from baton_transfer.identity import WIRE_VERSION, cache_identity, differing_field, new_epoch
 from baton_transfer.lease_desk import LeaseAnswer
 from baton_transfer.leases import LeaseBook
-from baton_transfer.outcome import Pulled, PullFailure, ReadFailure, ReadOutcome
+from baton_transfer.outcome import Pulled, PullFailure, ReadFailure, ReadOutcome, together
 from baton_transfer.page_file import FileQueue, PageFile, PageFileError
 from baton_transfer.publisher import DirectoryPublisher
 from baton_transfer.puller import Puller, PullSettings, ReadPages, read_with
@@ -19,6 +21,8 @@ from baton_transfer.servicer import KvPeerServicer
 from baton_transfer.ucx import Transport, configure_ucx
 
 __all__ = [
+    "CacheReader",
+    "Cut",
     "DirectoryPublisher",
     "Exporter",
     "FileQueue",
@@ -48,4 +52,5 @@ __all__ = [
     "differing_field",
     "new_epoch",
     "read_with",
+    "together",
 ]

@@ -25,7 +25,7 @@ class Handshaken:
     """What a handshake brought."""
 
     epoch: int
-    memory: bytes  # a serialised ExportedMemory
+    memory: bytes  # a serialised ExportedCache
     leases: LeaseStream
 
 
@@ -105,12 +105,17 @@ class Holder:
             self._hands = None
         hands.leases.close()
 
-    async def acquire(self, hashes: bytes) -> tuple[Handshaken, pb.AcquireResponse]:
-        """Leases what the holder has of `hashes`; in a new life too. Raises as handshake does."""
+    async def acquire(self, hashes: bytes, group: int) -> tuple[Handshaken, pb.AcquireResponse]:
+        """Leases what the holder has of `hashes`, all of one cache group; in a new life too.
+        Raises as handshake does."""
         for last in (False, True):
             hands = await self.handshake()
             request = pb.AcquireRequest(
-                reader=self._me.name, epoch=hands.epoch, page_hashes=hashes, ttl_ms=self.ttl_ms
+                reader=self._me.name,
+                epoch=hands.epoch,
+                page_hashes=hashes,
+                ttl_ms=self.ttl_ms,
+                group=group,
             )
             try:
                 answer = await hands.leases.ask(pb.LeaseRequest(acquire=request), ACQUIRE_S)
