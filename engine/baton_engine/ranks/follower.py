@@ -20,12 +20,14 @@ from dataclasses import dataclass
 
 from baton_engine.batch import StepInput
 from baton_engine.config import EngineConfig
+from baton_engine.guessing import DraftOrder
 from baton_engine.ranks.frames import (
     FrameSocket,
     Kind,
     PeerGone,
     PullOrder,
     pack_pulled,
+    unpack_draft,
     unpack_pull,
     unpack_step,
 )
@@ -71,7 +73,7 @@ class Follower:
 
     def __init__(self, frames: FrameSocket) -> None:
         self._frames = frames
-        self._steps: queue.SimpleQueue[StepInput | None] = queue.SimpleQueue()
+        self._steps: queue.SimpleQueue[StepInput | DraftOrder | None] = queue.SimpleQueue()
         self._reader: PageReader | None = None
 
     def run(self) -> None:
@@ -89,8 +91,11 @@ class Follower:
         self._frames.send(Kind.READY)
         receiver = threading.Thread(target=self._receive, name="baton-frames", daemon=True)
         receiver.start()
-        while (step := self._steps.get()) is not None:
-            runner.run(step)
+        while (work := self._steps.get()) is not None:
+            if isinstance(work, StepInput):
+                runner.run(work)
+            else:
+                runner.draft(work)
         self._reader.close()
 
     def _receive(self) -> None:
@@ -101,6 +106,8 @@ class Follower:
                 kind, payload = Kind.STOP, b""
             if kind is Kind.STEP:
                 self._steps.put(unpack_step(payload))
+            elif kind is Kind.DRAFT:
+                self._steps.put(unpack_draft(payload))
             elif kind is Kind.PULL:
                 self._pull(unpack_pull(payload))
             else:

@@ -40,6 +40,10 @@ class PoolStats(Protocol):
     def fetched_tokens(self) -> int: ...
     @property
     def retractions(self) -> int: ...
+    @property
+    def draft_tokens(self) -> int: ...
+    @property
+    def accepted_draft_tokens(self) -> int: ...
 
 
 class WorkerMetrics(RoleMetrics):
@@ -68,6 +72,14 @@ class WorkerMetrics(RoleMetrics):
         self._generated = Total(self._counter("generation_tokens_total", "Tokens sampled."))
         self._retractions = Total(
             self._counter("num_preemptions_total", "Requests retracted for want of pages.")
+        )
+        self._drafted = Total(
+            self._counter("spec_decode_num_draft_tokens_total", "Tokens guessed and verified.")
+        )
+        self._accepted = Total(
+            self._counter(
+                "spec_decode_num_accepted_tokens_total", "Guesses that were what was sampled."
+            )
         )
         self._step = self._histogram("step_seconds", "One step, plan to tokens.", STEP_BUCKETS)
         self._pages_moved = self._counter(
@@ -101,6 +113,8 @@ class WorkerMetrics(RoleMetrics):
         self._fetched.reached(stats.fetched_tokens)
         self._generated.reached(stats.generated_tokens)
         self._retractions.reached(stats.retractions)
+        self._drafted.reached(stats.draft_tokens)
+        self._accepted.reached(stats.accepted_draft_tokens)
 
     def step(self, seconds: float) -> None:
         """One step has run."""
