@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from baton_engine import Await, HandOver, Source
 
@@ -132,6 +133,30 @@ async def test_the_trained_layer_is_right_wherever_its_pages_come_from() -> None
             await other.submit(name, each.prompt, each.new, stop=each.stop, sources=sources).ended()
         assert other.pool.fetched_tokens > 0 and other.pool.reused_tokens > 0
         assert wrong(other) <= len(asked)
+
+
+async def entries(worker: EngineWorker, prompt: list[int], new: int) -> torch.Tensor:
+    """Runs one request on a fresh engine; all layers' entries in the pages that are full then."""
+    attempt = worker.submit("one", prompt, new)
+    await attempt.ended()
+    ranks = worker.engine._loaded.ranks
+    full = (len(prompt) + len(attempt.tokens) - 1) // 16
+    return ranks.local.arena.tensors["full"][:full].clone()
+
+
+async def test_the_layers_entries_are_the_same_however_they_were_computed() -> None:
+    prompt = prompts(VOCAB, [75], seed=8)[0]
+    async with running(MODEL, **drafting(1)) as worker:
+        attempt = worker.submit("text", prompt, 60)
+        await attempt.ended()
+    text = prompt + attempt.tokens
+    async with running(MODEL, **drafting(1)) as worker:
+        expected = await entries(worker, text, 1)  # one chunk, and nothing decoded
+    assert expected.shape[:2] == (8, 5) and expected[:, 4].abs().amin(-1).max() > 0
+    for tokens, limits in ((1, {}), (4, {}), (2, {"max_chunk_tokens": 17})):
+        async with running(MODEL, **limits, **drafting(tokens)) as worker:
+            found = await entries(worker, prompt, 60)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 async def test_handed_over(asked: dict[str, Asked], plain: dict[str, Said]) -> None:
