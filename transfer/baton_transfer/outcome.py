@@ -72,3 +72,31 @@ class Pulled:
     failure: PullFailure | None = None
     read_failure: ReadFailure | None = None
     detail: str = ""
+
+
+def nothing(failure: PullFailure, detail: str) -> Pulled:
+    """A pull that brought no page."""
+    return Pulled(0, 0, 0.0, failure, None, detail)
+
+
+def judged(outcome: ReadOutcome, valid: bool | None, wanted: int, address: str) -> Pulled:
+    """What may be used of a read, given the holder's verdict on its lease (None: not heard).
+
+    Pages that match the checksums granted with the lease are what the holder had sealed under
+    their identities, whatever became of the lease and of the holder: the verdict is not asked.
+    """
+    if not outcome.verified:
+        if valid is None:
+            return nothing(PullFailure.UNREACHABLE, f"{address}: no verdict on what was read")
+        if not valid:
+            return nothing(PullFailure.EXPIRED, f"{address}: the lease ended during the read")
+    failure = None
+    detail = outcome.detail
+    if outcome.failure is not None:
+        failure = PullFailure.READ
+    elif outcome.arrived < wanted:
+        failure = PullFailure.NOT_HELD
+        detail = f"{address} has {outcome.arrived} of {wanted} pages"
+    return Pulled(
+        outcome.arrived, outcome.moved_bytes, outcome.seconds, failure, outcome.failure, detail
+    )

@@ -16,7 +16,7 @@ from baton_transfer.arena import Pages
 from baton_transfer.cache_reader import CacheReader
 from baton_transfer.following import Follower
 from baton_transfer.lease_stream import Unreachable
-from baton_transfer.outcome import Pulled, PullFailure, ReadOutcome
+from baton_transfer.outcome import Pulled, PullFailure, ReadOutcome, judged, nothing
 from baton_transfer.peers import Handshaken, Holder
 
 log = logging.getLogger("baton.transfer")
@@ -216,6 +216,8 @@ class Puller:
             )
             if part.failure is not None:
                 break
+            if not last:
+                await asyncio.sleep(0)  # its release goes out before the next lease is asked for
         return replace(total, seconds=time.monotonic() - started)
 
     async def _chunk(
@@ -230,11 +232,11 @@ class Puller:
         try:
             hands, lease = await holder.acquire(hashes.tobytes(), group)
         except Refusal as refusal:
-            return _nothing(PullFailure.REFUSED, f"{refusal.reason_name}: {refusal.message}")
+            return nothing(PullFailure.REFUSED, f"{refusal.reason_name}: {refusal.message}")
         except Unreachable as error:
-            return _nothing(PullFailure.UNREACHABLE, str(error))
+            return nothing(PullFailure.UNREACHABLE, str(error))
         if not lease.lease_id:
-            return _nothing(PullFailure.NOT_HELD, f"{holder.address} has none of the pages")
+            return nothing(PullFailure.NOT_HELD, f"{holder.address} has none of the pages")
         count = min(len(lease.pages), len(targets))
         async with holder.kept(hands, lease.lease_id, stop):
             outcome = await self._read(
@@ -278,29 +280,6 @@ class Puller:
             log.info("a lease of %s ended during a read; every page was whole", holder.address)
 
 
-def judged(outcome: ReadOutcome, valid: bool | None, wanted: int, address: str) -> Pulled:
-    """What may be used of a read, given the holder's verdict on its lease (None: not heard).
-
-    Pages that match the checksums granted with the lease are what the holder had sealed under
-    their identities, whatever became of the lease and of the holder: the verdict is not asked.
-    """
-    if not outcome.verified:
-        if valid is None:
-            return _nothing(PullFailure.UNREACHABLE, f"{address}: no verdict on what was read")
-        if not valid:
-            return _nothing(PullFailure.EXPIRED, f"{address}: the lease ended during the read")
-    failure = None
-    detail = outcome.detail
-    if outcome.failure is not None:
-        failure = PullFailure.READ
-    elif outcome.arrived < wanted:
-        failure = PullFailure.NOT_HELD
-        detail = f"{address} has {outcome.arrived} of {wanted} pages"
-    return Pulled(
-        outcome.arrived, outcome.moved_bytes, outcome.seconds, failure, outcome.failure, detail
-    )
-
-
 def _checksums(lease: pb.AcquireResponse, count: int) -> NDArray[np.uint64] | None:
     """Of the first `count` pages, on each of the holder's ranks that are read from."""
     if not lease.checksums:
@@ -309,10 +288,6 @@ def _checksums(lease: pb.AcquireResponse, count: int) -> NDArray[np.uint64] | No
     if count == len(lease.pages):
         return sums
     return sums[np.arange(len(sums)) % len(lease.pages) < count]
-
-
-def _nothing(failure: PullFailure, detail: str) -> Pulled:
-    return Pulled(0, 0, 0.0, failure, None, detail)
 
 
 async def _ended(task: asyncio.Task[Pulled]) -> None:

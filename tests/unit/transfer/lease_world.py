@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from baton_transfer import LeaseBook, PullFailure, ReadFailure, ReadOutcome
-from baton_transfer.puller import judged
+from baton_transfer.outcome import judged
 
 SLOTS = 3
 TARGETS = 3
