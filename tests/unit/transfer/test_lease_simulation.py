@@ -13,7 +13,7 @@ SCHEDULES = 100_000
 
 @pytest.mark.timeout(600)
 def test_no_schedule_accepts_a_page_that_changed() -> None:
-    """All of them: about 25 s of one core, on two."""
+    """All of them: about 32 s of one core, on two."""
     processes = [
         subprocess.Popen(
             [sys.executable, lease_world.__file__, str(first), str(SCHEDULES // 2)],
