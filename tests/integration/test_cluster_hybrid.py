@@ -78,26 +78,6 @@ def test_prompts_are_handed_over_and_turns_return(
         assert_nothing_leaked(cluster, cluster.workers)
 
 
-def test_the_decode_worker_goes_on_by_what_was_handed_over(
-    make_checkpoint: Callable[..., Path], start_cluster: StartCluster
-) -> None:
-    """A short later turn is computed where it is decoded, from the snapshot that came along."""
-    checkpoint = make_checkpoint("qwen3_next")
-    reference = Reference(checkpoint)
-    draw = random.Random(4)
-    context = [draw.randrange(100, reference.vocab_size) for _ in range(200)]
-    routing = {"local_suffix_tokens": 64}
-    with start_cluster(Shape(routing=routing, worker=STATES), checkpoint) as cluster:
-        first = cluster.generate(context, max_tokens=5, session_id="s")
-        assert first.usage.route == inference_pb2.ROUTE_REMOTE
-        context += [*first.token_ids, 7, 8, 9]
-        second = cluster.generate(context, max_tokens=MAX_TOKENS, session_id="s")
-        assert second.usage.route == inference_pb2.ROUTE_LOCAL
-        assert second.usage.cached_tokens == 192
-        assert second.token_ids == reference.greedy(context, MAX_TOKENS)
-        assert count(cluster, COMPUTED) == [200, len(context) - 192]
-
-
 def test_a_prefill_worker_is_killed_under_its_hand_overs(
     make_checkpoint: Callable[..., Path], start_cluster: StartCluster
 ) -> None:

@@ -119,6 +119,26 @@ async def test_turns_go_there_and_back_by_what_is_missing(
         await settled(prefill, decode)
 
 
+async def test_the_decode_worker_goes_on_by_what_was_handed_over(
+    checkpoint: Path, reference: Reference
+) -> None:
+    """A short later turn is computed where it is decoded, from the snapshot that came along."""
+    context = prompts(reference.vocab_size, [200], seed=14)[0]
+    async with (
+        running(checkpoint, "prefill", **SETTINGS) as prefill,
+        running(checkpoint, "decode", **SETTINGS) as decode,
+    ):
+        _, awaiting = hand_over(prefill, decode, "there", context, 5)
+        assert isinstance(await awaiting.ended(), Done)
+        context = [*context, *awaiting.tokens, 7, 8, 9]
+        attempt = decode.submit("here", context, NEW)
+        end = await attempt.ended()
+        assert isinstance(end, Done)
+        assert attempt.tokens == reference.greedy(context, NEW)
+        assert end.cost.reused_tokens == 192
+        assert end.cost.computed_tokens == len(context) - 192
+
+
 async def test_a_worker_restores_from_another_one(checkpoint: Path, reference: Reference) -> None:
     prompt = prompts(reference.vocab_size, [150], seed=6)[0]
     async with (
