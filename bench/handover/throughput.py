@@ -166,7 +166,7 @@ async def measure(address: str, pages: int, page_bytes: int, rounds: int) -> Fig
         hello = pb.HandshakeRequest(reader=me, cache=identity(page_bytes))
         memory = (await KvPeerServiceStub(link).Handshake(hello)).memory.ranks[0].groups[0]
     raw = Raw(arena, memory)
-    reader = CacheReader("bench", [arena])
+    reader = CacheReader("bench", identity(page_bytes).groups, [arena])
     puller = Puller(me, identity(page_bytes), read_with(reader), forget=reader.forget)
     random = np.random.default_rng(1)
     seconds: dict[str, list[float]] = {"raw": [], "pull": [], "raw_one": [], "pull_one": []}

@@ -68,14 +68,3 @@ def side_groups(layout: CacheLayout, config: EngineConfig) -> list[scheduling.Ca
     return [
         scheduling.CacheGroup.state(every=every, pages=group_pages(layout, config)[states.name])
     ]
-
-
-def why_not_exchanged(layout: CacheLayout) -> str | None:
-    """Why pages of this model cannot travel between workers; None when they can."""
-    for group in layout.groups:
-        if group.ranks > 1 and any(block.heads > 1 for block in group.blocks):
-            return (
-                f"the ranks of this worker hold different heads of cache group {group.name!r}; "
-                f"this build exchanges pages that are the same on every rank"
-            )
-    return None

@@ -100,6 +100,11 @@ class ModelRunner:
         batch = forward_batch(step, self._table, self._page_size, self._device)
         return self._model.forward(batch)
 
+    def finish(self) -> None:
+        """Return when what the last step wrote is in memory."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
     def warm_up(self) -> None:
         """One prompt chunk and one decode row through page 0, before anyone owns it.
 

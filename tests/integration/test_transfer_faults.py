@@ -164,7 +164,9 @@ async def test_memory_that_makes_no_sense_is_refused_without_a_read() -> None:
                 "outside": (memory.SerializeToString(), [64]),
                 "bytes": (_changed(memory, page_bytes=4096), [0]),
                 "neither": (_changed(memory, memory_type="DISK"), [0]),
-                "has no cache group": (b"\xff\xff", [0]),
+                "not an ExportedCache": (b"\xff\xff", [0]),
+                "of no rank": (b"", [0]),
+                "no cache group 0": (pb.ExportedCache(ranks=[{}]).SerializeToString(), [0]),
                 "peer metadata": (_changed(memory, agent_metadata=b"nonsense"), [0]),
             }
             for word, (data, sources) in cases.items():

@@ -96,12 +96,13 @@ async def reading(
 ) -> AsyncIterator[Reading]:
     configure_ucx(Transport.LOCAL)
     sizes = [page_bytes] if isinstance(page_bytes, int) else page_bytes
+    cache = identity(page_bytes, fingerprint)
     arenas = [PageArena.allocate(page_bytes=size, num_pages=pages) for size in sizes]
-    reader = CacheReader("reader", arenas, floor_bytes_per_s=floor_bytes_per_s)
+    reader = CacheReader("reader", cache.groups, arenas, floor_bytes_per_s=floor_bytes_per_s)
     me = pb.Peer(name="reader", address="127.0.0.1:1", epoch=new_epoch())
     puller = Puller(
         me,
-        identity(page_bytes, fingerprint),
+        cache,
         read_with(reader),
         forget=reader.forget,
         settings=settings,

@@ -233,7 +233,7 @@ class Puller:
                 group,
                 np.array(lease.pages[:count], np.int32),
                 targets[:count],
-                np.array(lease.checksums[:count], np.uint64) if lease.checksums else None,
+                _checksums(lease, count),
                 stop,
             )
         whole = outcome.arrived == len(targets)
@@ -273,6 +273,16 @@ def judged(outcome: ReadOutcome, valid: bool | None, wanted: int, address: str) 
     return Pulled(
         outcome.arrived, outcome.moved_bytes, outcome.seconds, failure, outcome.failure, detail
     )
+
+
+def _checksums(lease: pb.AcquireResponse, count: int) -> NDArray[np.uint64] | None:
+    """Of the first `count` pages, on each of the holder's ranks that are read from."""
+    if not lease.checksums:
+        return None
+    sums = np.array(lease.checksums, np.uint64)
+    if count == len(lease.pages):
+        return sums
+    return sums[np.arange(len(sums)) % len(lease.pages) < count]
 
 
 def _nothing(failure: PullFailure, detail: str) -> Pulled:

@@ -23,6 +23,8 @@ from baton_transfer import ReadFailure, ReadOutcome
 _HEADER = struct.Struct("<BI")
 _STEP = struct.Struct("<6I")  # rows, tokens, deltas, resets, copies, states
 _PULL = struct.Struct("<QdIIII")  # id, seconds (NaN: default), group, memory bytes, pages, sums
+_HASH = struct.Struct("<QI")  # id, group; then pages, int32
+_HASHED = struct.Struct("<Q")  # id; then checksums, uint64
 _PULLED = struct.Struct("<QIQd?")  # id, arrived, bytes moved, seconds, verified; then texts
 
 
@@ -30,12 +32,16 @@ class Kind(IntEnum):
     """What a frame is. Numbers are the wire's."""
 
     HELLO = 1  # rank 0 -> follower: the follower's start parameters, JSON
-    READY = 2  # follower -> rank 0: the model is loaded and warm
+    READY = 2  # follower -> rank 0: the model is loaded and warm; its ExportedRank
     STEP = 3
     PULL = 4
     PULLED = 5
     STOP = 6
     FAILED = 7  # follower -> rank 0: why it is about to exit, text
+    STEPPED = 8  # follower -> rank 0: one more step is over, what it wrote is in memory
+    HASH = 9  # rank 0 -> follower: which pages' checksums it wants
+    HASHED = 10
+    FORGET = 11  # rank 0 -> follower: a serialised ExportedCache that is not read again
 
 
 class PeerGone(ConnectionError):
@@ -176,3 +182,33 @@ def unpack_pulled(payload: bytes) -> tuple[int, ReadOutcome]:
     failure, detail = payload[_PULLED.size :].decode().split("\n", 1)
     reason = ReadFailure(failure) if failure else None
     return pull_id, ReadOutcome(arrived, moved_bytes, seconds, reason, detail, verified)
+
+
+@dataclass(frozen=True, slots=True)
+class HashOrder:
+    """Tell the checksums of these pages of a cache group."""
+
+    hash_id: int
+    group: int
+    pages: NDArray[np.int32]
+
+
+def pack_hash(order: HashOrder) -> list[bytes]:
+    """The parts of a HASH frame."""
+    return [_HASH.pack(order.hash_id, order.group), order.pages.astype(np.int32).tobytes()]
+
+
+def unpack_hash(payload: bytes) -> HashOrder:
+    """The order in a HASH frame."""
+    hash_id, group = _HASH.unpack_from(payload)
+    return HashOrder(hash_id, group, np.frombuffer(payload, np.int32, -1, _HASH.size))
+
+
+def pack_hashed(hash_id: int, checksums: NDArray[np.uint64]) -> list[bytes]:
+    """The parts of a HASHED frame."""
+    return [_HASHED.pack(hash_id), checksums.tobytes()]
+
+
+def unpack_hashed(payload: bytes) -> tuple[int, NDArray[np.uint64]]:
+    """The order's id and the checksums, from a HASHED frame."""
+    return _HASHED.unpack_from(payload)[0], np.frombuffer(payload, np.uint64, -1, _HASHED.size)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from baton_engine.ranks.frames import PullOrder
 from baton_engine.ranks.group import RankGroup
-from baton_transfer import CacheReader, ReadOutcome
+from baton_transfer import CacheReader, ReadOutcome, together
 
 Pages = Sequence[int] | NDArray[np.int32]
 
@@ -56,16 +56,13 @@ class GroupReader:
         return all_ended([local, *self._group.pull(order)])
 
     def forget(self, memory: bytes) -> None:
-        """As CacheReader.forget, on rank 0; the followers' idle links cost a thread each."""
+        """As CacheReader.forget, on every rank."""
         self._local.forget(memory)
-
-    def close(self) -> None:
-        """As CacheReader.close, on rank 0; the followers' end with them."""
-        self._local.close()
+        self._group.forget(memory)
 
 
 def all_ended(futures: list[Future[ReadOutcome]]) -> Future[ReadOutcome]:
-    """Ends when all have ended: with the worst of them."""
+    """Ends when all have ended: with the worst of them, and the bytes of all."""
     joined: Future[ReadOutcome] = Future()
     left = len(futures)
     lock = threading.Lock()
@@ -80,8 +77,7 @@ def all_ended(futures: list[Future[ReadOutcome]]) -> Future[ReadOutcome]:
         if errors:
             joined.set_exception(errors[0])
             return
-        outcomes = [future.result() for future in futures]
-        joined.set_result(min(outcomes, key=lambda outcome: (outcome.arrived, not outcome.failure)))
+        joined.set_result(together([future.result() for future in futures]))
 
     for future in futures:
         future.add_done_callback(one_ended)

@@ -75,7 +75,7 @@ def make_tier(
     # Leases of an earlier life are fenced by the epoch; ids need not differ.
     pool = PagePool(num_pages, judge, saves=saves)
     exporter = Exporter(me.name, me.epoch, [arena])
-    reader = CacheReader(f"{me.name}-{me.epoch:x}-offload", [arena])
+    reader = CacheReader(f"{me.name}-{me.epoch:x}-offload", identity.groups, [arena])
     return Tier(identity, arena, pool, exporter, reader)
 
 
