@@ -45,10 +45,7 @@ class KvArena:
         tensor.index_copy_(0, pairs[:, 1], tensor.index_select(0, pairs[:, 0]))
 
     def exported(self) -> list[PageArena]:
-        """Every group's memory as the transfer sees it, by the group's number.
-
-        Whether their pages may be leased is another question: `groups.why_not_exchanged`.
-        """
+        """Every group's memory as the transfer sees it, by the group's number."""
         on_gpu = self.device.type == "cuda"
         return [
             PageArena(
