@@ -106,7 +106,8 @@ class GatedDelta(Module):
             state = cache.tensor[:, 0]
             inputs = state[:, :past].view(-1, len(conv), s.taps - 1)
             matrices = state[:, past:].view(-1, value_heads, s.key_size, s.value_size)
-            q, k, v = torch.split(convolve(x, conv, inputs, rows), widths, 1)
+            # float32 from here to the output's norm: what is rounded here, states keep.
+            q, k, v = torch.split(convolve(x.float(), conv, inputs, rows), widths, 1)
             return update(
                 q.view(-1, key_heads, s.key_size),
                 k.view(-1, key_heads, s.key_size),
