@@ -18,6 +18,7 @@ from baton_engine.events import (
     Failed,
     FailReason,
     FinishReason,
+    GroupPages,
     Hashes,
     PoolState,
     PromptProgress,
@@ -85,13 +86,16 @@ class EngineCore:
         page_size: int,
         checksums: PageChecksums | None,
         why_alone: str | None = None,
+        groups: int = 1,
     ) -> None:
-        """why_alone: why pages are not exchanged with other workers; None when they are."""
+        """why_alone: why pages are not exchanged with other workers; None when they are. groups:
+        of the scheduler, the tokens' included."""
         self.lock = threading.Condition(threading.Lock())
         self.scheduler = scheduler
         self.page_size = page_size
         self.checksums = checksums
         self.why_alone = why_alone
+        self.groups = groups
         self.ledger = Ledger()
         self.outbox = Outbox()
         self.fetched = FetchTotals()
@@ -178,6 +182,23 @@ class EngineCore:
             self.wake()
             return True
 
+    def state_arrived(
+        self, handle: int, group: int, index: int, page: NDArray[np.int32], identity: Hashes
+    ) -> bool:
+        """A verified state: `page` [1] and its `identity` [1, 16], after the last token of page
+        `index`. False when the request no longer wants it."""
+        with self.lock:
+            reply = self.scheduler.pages_arrived(handle, index, 1, group)
+            if reply is not Reply.ACCEPTED:
+                return False
+            if self.checksums is not None:
+                self.checksums.forget(page, group)
+            live = self.ledger.get(handle)
+            if live is not None and (index + 1) * self.page_size <= len(live.request.token_ids):
+                self.outbox.sealed.append(identity.copy())
+            self.wake()
+            return True
+
     def fetch_ended(self, handle: int, first: FirstToken | None) -> None:
         """Nothing is in flight for this fetch any more. `first` is what the prefill worker sampled,
         given only when every page of the prompt has arrived."""
@@ -237,7 +258,12 @@ class EngineCore:
             failed_fetches=self.fetched.failed_fetches,
             draft_tokens=self.drafted.proposed,
             accepted_draft_tokens=self.drafted.accepted,
+            beside=tuple(self._group_pages(group) for group in range(1, self.groups)),
         )
+
+    def _group_pages(self, group: int) -> GroupPages:
+        pages = self.scheduler.pool_stats(group)
+        return GroupPages(pages.free, pages.cached, pages.owned, pages.referenced, pages.leased)
 
 
 def stack_hashes(parts: Sequence[Hashes]) -> Hashes:

@@ -131,6 +131,17 @@ Event = Admitted | TokensEmitted | PromptProgress | Prefilled | Done | Failed
 
 
 @dataclass(frozen=True, slots=True)
+class GroupPages:
+    """Pages of a cache group beside the tokens; all but the leased ones add up to the group's."""
+
+    free: int
+    cached: int
+    owned: int
+    referenced: int
+    leased: int
+
+
+@dataclass(frozen=True, slots=True)
 class PoolState:
     """Counters and gauges of the page pool and the queue after a step; totals since the start."""
 
@@ -156,6 +167,7 @@ class PoolState:
     failed_fetches: int  # pulls that ended with something missing
     draft_tokens: int = 0  # guesses that steps verified
     accepted_draft_tokens: int = 0  # of these: what would have been sampled
+    beside: tuple[GroupPages, ...] = ()  # of groups 1, 2, ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,7 +118,14 @@ class ModelRunner:
         """Guesses [W, k] at what follows the step that ran last, once its outcome is known."""
         if self._guesser is None:
             raise RuntimeError("this engine was not told to draft (config: speculative)")
-        return self._guesser.guess(order)
+        guesses = self._guesser.guess(order)
+        self.finish()  # what the layer wrote may be leased now, also where no guess was wanted
+        return guesses
+
+    def finish(self) -> None:
+        """Return when what the last step wrote is in memory."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
 
     def warm_up(self) -> None:
         """One prompt chunk and one decode row through page 0, before anyone owns it.

@@ -168,7 +168,8 @@ class StepLoop:
             if guessed is not None:
                 offer(core, *guessed)
         if core.checksums is not None:
-            core.checksums.of(sealed)
+            for group, pages in sealed.items():
+                core.checksums.of(pages, group)
         return StepTimes(
             decode_rows=decode_rows,
             prompt_tokens=prompt_tokens,

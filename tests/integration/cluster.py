@@ -327,9 +327,13 @@ class Cluster:
         return totals
 
     def held_pages(self, name: str) -> float:
-        """Pages of a worker that somebody holds: a request, a lease, a fetch."""
+        """Pages of a worker, of all groups, that somebody holds: a request, a lease, a fetch."""
         totals = self.metrics(name)
-        return totals["baton_pool_pages:owned"] + totals["baton_pool_pages:referenced"]
+        return sum(
+            totals.get(f"baton_{pages}_pages:{state}", 0)
+            for pages in ("pool", "group")
+            for state in ("owned", "referenced")
+        )
 
 
 def collect(stream: Iterator[inference_pb2.GenerateResponse]) -> Answer:

@@ -60,6 +60,12 @@ class WorkerMetrics(RoleMetrics):
         self._reclaimable = self._gauge(
             "pool_pages_reclaimable", "Pages that a new request could have: free or only cached."
         )
+        self._beside = self._gauge(
+            "group_pages",
+            "Pages of the cache groups beside the tokens', by state.",
+            "group",
+            "state",
+        )
         self._computed = Total(
             self._counter("prompt_tokens_computed_total", "Prompt tokens run through the model.")
         )
@@ -115,6 +121,12 @@ class WorkerMetrics(RoleMetrics):
         self._retractions.reached(stats.retractions)
         self._drafted.reached(stats.draft_tokens)
         self._accepted.reached(stats.accepted_draft_tokens)
+
+    def group(self, number: int, **pages: int) -> None:
+        """Takes over the figures of a cache group beside the tokens: how many pages in each state
+        (all of PAGE_STATES but quarantined)."""
+        for state, count in pages.items():
+            self._beside.labels(str(number), state).set(count)
 
     def step(self, seconds: float) -> None:
         """One step has run."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from baton_engine import PoolState, StepEvents
 from baton_telemetry import WorkerMetrics
@@ -46,6 +46,8 @@ class Measuring:
     def pool(self, pool: PoolState) -> None:
         """The state of the pool, and the totals that are kept with it."""
         self._metrics.pool(_Figures.of(pool))
+        for number, pages in enumerate(pool.beside, start=1):
+            self._metrics.group(number, **asdict(pages))
 
 
 @dataclass(frozen=True, slots=True)

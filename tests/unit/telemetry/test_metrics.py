@@ -102,6 +102,14 @@ def test_the_states_of_the_pages_add_up_to_the_pool() -> None:
     assert value(metrics, "kv_cache_usage_perc") == 0
 
 
+def test_groups_beside_the_tokens_are_told_apart() -> None:
+    metrics = WorkerMetrics()
+    metrics.group(1, free=3, cached=2, owned=1, referenced=0, leased=0)
+    metrics.group(2, free=9, cached=0, owned=0, referenced=0, leased=0)
+    assert value(metrics, "group_pages", group="1", state="free") == 3
+    assert value(metrics, "group_pages", group="2", state="free") == 9
+
+
 def test_a_finished_request_counts_once_everywhere() -> None:
     metrics = RouterMetrics()
     metrics.accepted(prompt_tokens=200)
