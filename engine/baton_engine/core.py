@@ -256,9 +256,9 @@ class EngineCore:
             pages_moved=self.fetched.pages_moved,
             bytes_moved=self.fetched.bytes_moved,
             failed_fetches=self.fetched.failed_fetches,
+            beside=tuple(self._group_pages(group) for group in range(1, self.groups)),
             draft_tokens=self.drafted.proposed,
             accepted_draft_tokens=self.drafted.accepted,
-            beside=tuple(self._group_pages(group) for group in range(1, self.groups)),
         )
 
     def _group_pages(self, group: int) -> GroupPages:

@@ -165,9 +165,9 @@ class PoolState:
     pages_moved: int  # pulled from peers by this worker
     bytes_moved: int
     failed_fetches: int  # pulls that ended with something missing
+    beside: tuple[GroupPages, ...] = ()  # of groups 1, 2, ...
     draft_tokens: int = 0  # guesses that steps verified
     accepted_draft_tokens: int = 0  # of these: what would have been sampled
-    beside: tuple[GroupPages, ...] = ()  # of groups 1, 2, ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,7 @@ class Kind(IntEnum):
     PULLED = 5
     STOP = 6
     FAILED = 7  # follower -> rank 0: why it is about to exit, text
-    STEPPED = 8  # follower -> rank 0: one more STEP or DRAFT is over, what it wrote is in memory
+    STEPPED = 8  # follower -> rank 0: one more step or draft is over, what it wrote is in memory
     HASH = 9  # rank 0 -> follower: which pages' checksums it wants
     HASHED = 10
     FORGET = 11  # rank 0 -> follower: a serialised ExportedCache that is not read again

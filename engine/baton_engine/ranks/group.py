@@ -36,8 +36,8 @@ from baton_engine.runner import ModelRunner
 from baton_engine.step_loop import RanksLost
 from baton_transfer import ReadFailure, ReadOutcome
 
-T = TypeVar("T")
 Checksums = NDArray[np.uint64]
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -105,8 +105,8 @@ class RankGroup:
             raise RanksLost(self.why_lost(_DEATH_SEEN_S) or own) from gone
 
     def wait_stepped(self) -> None:
-        """Return when every follower has done what it was sent last, once for each: what it wrote
-        can be leased. RanksLost when one is gone."""
+        """Return when every follower has done the step it was sent last, once for each step: what
+        it wrote can be leased. RanksLost when one is gone."""
         for member in self._members:
             member.stepped.acquire()
             if self._lost is not None:
@@ -255,9 +255,9 @@ class RankedRunner:
     def _everywhere(self, work: StepInput | DraftOrder, here: Callable[[], T]) -> T:
         self._group.send(work)
         try:
-            done = here()
+            result = here()
             self._group.wait_stepped()
-            return done
+            return result
         except Exception as error:
             own = f"a step failed on rank 0: {type(error).__name__}: {error}"
             raise RanksLost(self._group.why_lost(_DEATH_SEEN_S) or own) from error
