@@ -8,10 +8,9 @@ checksums its verdict is not waited for.) Raw NIXL is one posted read of the
 same pages by an agent of the same settings, nothing around it. A lease trip is
 one empty renewal on a lease connection: what asking the holder costs at least.
 Rounds alternate them; printed are the medians, and the median of the rounds'
-ratios. One page is read after all pages were (caches hold other things), and
-again and again with a pause of a millisecond ("alone"). A pull has two lanes,
-so its figures want a second core that is free: the load beside the figures
-says whether it was.
+ratios. One page is read after all pages were, and others with a pause of a
+millisecond before each ("alone"). A pull has two lanes, so its figures want a
+second core that is free: the load beside the figures says whether it was.
 """
 
 import argparse
@@ -22,7 +21,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -170,6 +169,13 @@ def _hashes(pages: NDArray[np.int32]) -> NDArray[np.uint8]:
     return rows
 
 
+def _one_page(
+    pairs: Iterator[tuple[np.int32, np.int32]],
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    source, target = next(pairs)
+    return np.array([source]), np.array([target])
+
+
 async def measure(address: str, pages: int, page_bytes: int, rounds: int) -> Figures:
     arena = PageArena.allocate(page_bytes=page_bytes, num_pages=pages)
     arena.pages[:] = 1  # touched: page faults are not what is measured
@@ -204,13 +210,15 @@ async def measure(address: str, pages: int, page_bytes: int, rounds: int) -> Fig
             sources, targets = (random.permutation(pages).astype(np.int32) for _ in range(2))
             seconds["raw"].append(raw.read(sources, targets))
             await timed("pull", pull(sources, targets))
+            ones = iter(zip(sources, targets, strict=True))
             for one, pause in [("_one", 0.0)] + 5 * [("_alone", 1e-3)]:
                 await asyncio.sleep(pause)
-                seconds["raw" + one].append(raw.read(sources[:1], targets[:1]))
+                seconds["raw" + one].append(raw.read(*_one_page(ones)))
                 await asyncio.sleep(pause)
                 await timed("trip" + one, trip())
                 await asyncio.sleep(pause)
-                await timed("pull" + one, pull(sources[:1], targets[:1]))
+                # Another page: what was just read lies in the caches.
+                await timed("pull" + one, pull(*_one_page(ones)))
     finally:
         leases.close()
         await puller.close()

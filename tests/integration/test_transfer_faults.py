@@ -200,7 +200,7 @@ async def test_reads_of_one_page_by_many_callers_at_once_end_each_by_itself() ->
 
             def read_some(first: int) -> None:
                 for i in range(first, 64, 8):
-                    outcome = mine.reader.read(memory, [63 - i], [i], [])
+                    outcome = read(mine, memory, [63 - i], [i])
                     assert (outcome.arrived, outcome.failure) == (1, None), outcome
 
             await asyncio.gather(*(asyncio.to_thread(read_some, first) for first in range(8)))
@@ -213,13 +213,24 @@ async def test_a_small_read_of_a_dead_holder_fences_away_from_its_caller() -> No
             targets = np.zeros(1, np.int32)
             memory = await memory_of(peer.peer, 65536)
             for _ in range(2):  # the second by the caller
-                assert (await asyncio.to_thread(mine.reader.read, memory, [0], [0])).failure is None
+                warm = await asyncio.to_thread(read, mine, memory, [0], [0])
+                assert warm.failure is None
             peer.signal(signal.SIGKILL)
             peer.process.wait()
             dead = await asyncio.wait_for(
-                asyncio.wrap_future(mine.reader.submit(memory, [0], targets)), 10
+                asyncio.wrap_future(mine.reader.submit(memory, 0, [0], targets)), 10
             )
             assert dead.failure is ReadFailure.DISCONNECTED, dead
             # The lanes are free again, and can be used for the next attempt.
-            again = mine.reader.submit(memory, [0], targets, seconds=1.0)
+            again = mine.reader.submit(memory, 0, [0], targets, seconds=1.0)
             assert (await asyncio.wait_for(asyncio.wrap_future(again), 10)).failure
+
+
+async def test_a_holder_that_died_before_the_first_read_is_disconnected_not_unreadable() -> None:
+    with holder() as peer:
+        memory = await memory_of(peer.peer, 65536)
+        peer.signal(signal.SIGKILL)
+        peer.process.wait()
+        async with reading() as mine:
+            dead = await asyncio.to_thread(read, mine, memory, [0], [0])
+            assert dead.failure is ReadFailure.DISCONNECTED, dead

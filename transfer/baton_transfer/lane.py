@@ -135,6 +135,8 @@ class Lane:
             )  # fmt: skip
         except AgentError as error:
             agent.destroy()
-            raise Ended(ReadFailure.UNREADABLE, str(error)) from error
+            gone = error.by_backend  # its description is right, and nobody listens there any more
+            failure = ReadFailure.DISCONNECTED if gone else ReadFailure.UNREADABLE
+            raise Ended(failure, str(error)) from error
         self._agent = agent
         return agent
