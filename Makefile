@@ -144,8 +144,8 @@ bench-scheduler: dev ## what a scheduling step costs, in C++ and seen from Pytho
 bench-router: dev ## what the router costs a token and a stream
 	@echo "== router" && $(BIN)/python bench/router/stream_cost.py
 
-bench-modeling: dev ## a step of the model beside plain torch
-	@echo "== modeling" && $(BIN)/python bench/modeling/step_time.py $(TRAINED)
+bench-modeling: dev ## a step of the model, eager beside compiled
+	@echo "== modeling" && $(BIN)/python bench/modeling/step_time.py $(TRAINED) --compiled 16
 
 bench-handover: dev ## pulled pages beside raw NIXL, what hides behind prefill, a session's pages
 	@echo "== pulled pages beside raw NIXL" && $(BIN)/python bench/handover/throughput.py

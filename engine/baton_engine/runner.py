@@ -78,6 +78,7 @@ class ModelRunner:
         self._model.bind_cache(self.arena.tensors)
         pages_per_slot = -(-resolve_max_context(config) // config.page_size)
         self._table = PageTable(config.max_running, pages_per_slot)
+        self._max_running = config.max_running
 
     @property
     def fingerprint(self) -> str:
@@ -131,12 +132,14 @@ class ModelRunner:
             )
         )
         self._table.apply(np.zeros(1, np.int32), none.reshape(0, 3))
+        self._model.prepare(self._max_running)
 
 
 def _options(config: EngineConfig) -> Options:
     return Options(
         costs=CostTable() if config.cost_table is None else load_costs(config.cost_table),
         cache_dtype=_CACHE_DTYPES[config.kv_cache_dtype],
+        execution=config.execution,
     )
 
 
