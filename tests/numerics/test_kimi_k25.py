@@ -80,5 +80,5 @@ def test_it_is_explained_and_what_cannot_be_read_is_refused(
     fields = json.loads((packed / "config.json").read_text())
     fields["text_config"]["quantization_config"] = {"quant_method": "compressed-tensors"}
     (packed / "config.json").write_text(json.dumps(fields))
-    with pytest.raises(CheckpointError, match="quantization_config.*compressed-tensors"):
+    with pytest.raises(CheckpointError, match=r"quantization_config.*compressed-tensors"):
         load_model(packed, page_size=PAGE_SIZE)
