@@ -29,13 +29,13 @@ from baton.v1 import kv_pb2 as pb
 from baton.v1.kv_pb2_grpc import KvPeerServiceStub, add_KvPeerServiceServicer_to_server
 from baton_rpc import Server, channel
 from baton_transfer import (
+    CacheReader,
     Exporter,
     KvPeerServicer,
     LeaseBook,
     LeaseGrant,
     MemoryType,
     PageArena,
-    PageReader,
     Puller,
     cache_identity,
     configure_ucx,
@@ -54,7 +54,7 @@ class Shelf:
         self._sums = arena.checksums(range(arena.num_pages))
         self._book = LeaseBook(1, lambda pages: None)
 
-    def grant(self, reader: str, hashes: NDArray[np.uint8], ttl_ms: int) -> LeaseGrant:
+    def grant(self, reader: str, hashes: NDArray[np.uint8], ttl_ms: int, group: int) -> LeaseGrant:
         pages = hashes[:, :4].copy().view(np.int32).reshape(-1)
         lease = self._book.grant(pages, time.monotonic(), ttl_ms / 1000)
         return LeaseGrant(lease, pages, self._sums[pages], ttl_ms)
@@ -86,8 +86,9 @@ async def hold(pages: int, page_bytes: int) -> None:
     arena.pages[:] = np.random.default_rng(0).integers(0, 256, page_bytes, np.uint8)
     arena.pages[:, :4] = np.arange(pages, dtype=np.int32)[:, None].view(np.uint8)
     me = pb.Peer(name="bench-holder", epoch=new_epoch())
-    exporter = Exporter(me.name, me.epoch, arena)
-    servicer = KvPeerServicer(Shelf(arena), me, identity(page_bytes), exporter.exported)
+    exporter = Exporter(me.name, me.epoch, [arena])
+    exported = pb.ExportedCache(ranks=[exporter.exported])
+    servicer = KvPeerServicer(Shelf(arena), me, identity(page_bytes), exported)
     server = Server("127.0.0.1:0", [(servicer, add_KvPeerServiceServicer_to_server)])
     await server.start()
     me.address = server.address
@@ -163,9 +164,9 @@ async def measure(address: str, pages: int, page_bytes: int, rounds: int) -> Fig
     source = pb.Peer(name="bench-holder", address=address)
     async with channel(address) as link:
         hello = pb.HandshakeRequest(reader=me, cache=identity(page_bytes))
-        memory = (await KvPeerServiceStub(link).Handshake(hello)).memory
+        memory = (await KvPeerServiceStub(link).Handshake(hello)).memory.ranks[0].groups[0]
     raw = Raw(arena, memory)
-    reader = PageReader("bench", arena)
+    reader = CacheReader("bench", identity(page_bytes).groups, [arena])
     puller = Puller(me, identity(page_bytes), read_with(reader), forget=reader.forget)
     random = np.random.default_rng(1)
     seconds: dict[str, list[float]] = {"raw": [], "pull": [], "raw_one": [], "pull_one": []}

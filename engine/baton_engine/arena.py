@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from baton.v1.kv_pb2 import CacheGroupIdentity
-from baton_engine.groups import token_group
+from baton.v1.kv_pb2 import CacheGroupIdentity, HeadBlock
+from baton_engine.groups import numbered_groups, token_group
 from baton_modeling.cache import CacheLayout
 from baton_transfer import MemoryType, PageArena
+
+# (group, sealed pages, ranks) -> each rank's checksums of them.
+AskRanks = Callable[[int, NDArray[np.int32], Sequence[int]], Sequence[Future[NDArray[np.uint64]]]]
 
 
 class KvArena:
@@ -40,32 +44,39 @@ class KvArena:
         tensor = self.tensors[self.tokens.name]
         tensor.index_copy_(0, pairs[:, 1], tensor.index_select(0, pairs[:, 0]))
 
-    def exported(self) -> PageArena:
-        """The memory of the token pages as the transfer sees it.
+    def exported(self) -> list[PageArena]:
+        """Every group's memory as the transfer sees it, by the group's number.
 
-        Whether they may be leased is another question: `groups.why_not_exchanged`.
+        Whether their pages may be leased is another question: `groups.why_not_exchanged`.
         """
-        tensor = self.tensors[self.tokens.name]
         on_gpu = self.device.type == "cuda"
-        return PageArena(
-            tensor.data_ptr(),
-            page_bytes=self.tokens.page_bytes(self.page_size),
-            num_pages=self.num_pages,
-            owner=tensor,
-            memory_type=MemoryType.VRAM if on_gpu else MemoryType.DRAM,
-            device=tensor.device.index or 0 if on_gpu else 0,
-        )
+        return [
+            PageArena(
+                tensor.data_ptr(),
+                page_bytes=group.page_bytes(self.page_size),
+                num_pages=len(tensor),
+                owner=tensor,
+                memory_type=MemoryType.VRAM if on_gpu else MemoryType.DRAM,
+                device=tensor.device.index or 0 if on_gpu else 0,
+            )
+            for group in numbered_groups(self.layout)
+            for tensor in (self.tensors[group.name],)
+        ]
 
     def group_identities(self) -> list[CacheGroupIdentity]:
-        """What a peer must have in common to exchange pages."""
+        """What a peer must have in common to exchange pages, by the group's number."""
         return [
             CacheGroupIdentity(
                 name=group.name,
                 dtype=str(group.dtype).removeprefix("torch."),
                 layers=group.layers,
-                page_bytes=group.page_bytes(self.page_size),
+                page_bytes=group.whole().page_bytes(self.page_size),
+                blocks=[
+                    HeadBlock(heads=block.heads, head_bytes=block.width * group.dtype.itemsize)
+                    for block in group.blocks
+                ],
             )
-            for group in self.layout.groups
+            for group in numbered_groups(self.layout)
         ]
 
 
@@ -76,23 +87,55 @@ class PageChecksums:
     page that got new contents is forgotten before it can be leased again.
     """
 
-    def __init__(self, arena: PageArena) -> None:
+    def __init__(
+        self,
+        arenas: Sequence[PageArena],
+        sources: Sequence[Sequence[int]] = (),
+        ask: AskRanks | None = None,
+    ) -> None:
+        """Of every group, by its number: arenas, ours; sources, the ranks that others read from,
+        rank 0 first (none: it alone); ask: for the checksums of the others."""
+        self._groups = []
+        for group, arena in enumerate(arenas):
+            others = sources[group][1:] if sources else ()
+            self._groups.append(_GroupChecksums(arena, group, others, ask))
+
+    def forget(self, pages: NDArray[np.int32], group: int = 0) -> None:
+        """These pages got new contents. Called under the scheduler's lock."""
+        self._groups[group].known[pages] = False
+
+    def of(
+        self, pages: NDArray[np.int32], group: int = 0, *, wait_s: float | None = None
+    ) -> NDArray[np.uint64]:
+        """Checksums of sealed pages, computing those that are not known yet: of all pages on the
+        first of the ranks that others read from, then on the next.
+
+        RanksLost, and TimeoutError when another rank does not answer within wait_s.
+        """
+        return self._groups[group].of(pages, wait_s)
+
+
+class _GroupChecksums:
+    def __init__(
+        self, arena: PageArena, group: int, others: Sequence[int], ask: AskRanks | None
+    ) -> None:
         if arena.memory_type is not MemoryType.DRAM:
             raise ValueError(
                 "checksums need pages in host memory, these are on a GPU; set checksums: false"
             )
         self._arena = arena
-        self._sums = np.zeros(arena.num_pages, np.uint64)
-        self._known = np.zeros(arena.num_pages, np.bool_)
+        self._group, self._others, self._ask = group, others, ask
+        self._sums = np.zeros((1 + len(others), arena.num_pages), np.uint64)
+        self.known = np.zeros(arena.num_pages, np.bool_)
 
-    def forget(self, pages: NDArray[np.int32]) -> None:
-        """These pages got new contents. Called under the scheduler's lock."""
-        self._known[pages] = False
-
-    def of(self, pages: NDArray[np.int32]) -> NDArray[np.uint64]:
-        """Checksums of sealed pages, computing those that are not known yet."""
-        unknown = pages[~self._known[pages]]
+    def of(self, pages: NDArray[np.int32], wait_s: float | None) -> NDArray[np.uint64]:
+        unknown = pages[~self.known[pages]]
         if unknown.size:
-            self._sums[unknown] = self._arena.checksums(unknown)
-            self._known[unknown] = True
-        return self._sums[pages]
+            asked: Sequence[Future[NDArray[np.uint64]]] = ()
+            if self._ask is not None and self._others:
+                asked = self._ask(self._group, unknown, self._others)
+            self._sums[0, unknown] = self._arena.checksums(unknown)
+            for row, answer in enumerate(asked, start=1):
+                self._sums[row, unknown] = answer.result(wait_s)
+            self.known[unknown] = True
+        return self._sums[:, pages].ravel()

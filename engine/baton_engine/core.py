@@ -18,6 +18,7 @@ from baton_engine.events import (
     Failed,
     FailReason,
     FinishReason,
+    GroupPages,
     Hashes,
     PoolState,
     PromptProgress,
@@ -64,6 +65,14 @@ class FetchTotals:
     failed_fetches: int = 0
 
 
+@dataclass(slots=True)
+class DraftTotals:
+    """Counts of speculation, since the start."""
+
+    proposed: int = 0
+    accepted: int = 0
+
+
 class EngineCore:
     """Every field is read and written under `lock`, which no one holds while waiting.
 
@@ -77,16 +86,20 @@ class EngineCore:
         page_size: int,
         checksums: PageChecksums | None,
         why_alone: str | None = None,
+        groups: int = 1,
     ) -> None:
-        """why_alone: why pages are not exchanged with other workers; None when they are."""
+        """why_alone: why pages are not exchanged with other workers; None when they are. groups:
+        of the scheduler, the tokens' included."""
         self.lock = threading.Condition(threading.Lock())
         self.scheduler = scheduler
         self.page_size = page_size
         self.checksums = checksums
         self.why_alone = why_alone
+        self.groups = groups
         self.ledger = Ledger()
         self.outbox = Outbox()
         self.fetched = FetchTotals()
+        self.drafted = DraftTotals()
         self.draining = False
         self.failure: str | None = None
         self.stopping = False
@@ -125,13 +138,15 @@ class EngineCore:
         self.fail(live, reason, message)
         self.wake()
 
-    def emit(self, live: LiveRequest, token: int, logprob: TokenLogprob | None) -> None:
-        """One token of one attempt."""
+    def emit(
+        self, live: LiveRequest, tokens: Sequence[int], logprobs: Sequence[TokenLogprob | None]
+    ) -> None:
+        """The next tokens of one attempt, with their log-probs if it asked for any."""
         position = live.next_position
-        live.emitted.append(token)
-        logprobs = () if logprob is None else (logprob,)
-        cost = replace(live.cost) if len(live.emitted) == 1 else None
-        self.outbox.events.append(TokensEmitted(*live.key, position, (token,), logprobs, cost))
+        cost = None if live.emitted else replace(live.cost)
+        live.emitted.extend(tokens)
+        told = tuple(logprob for logprob in logprobs if logprob is not None)
+        self.outbox.events.append(TokensEmitted(*live.key, position, tuple(tokens), told, cost))
 
     def note_sealed(self, live: LiveRequest, pages: int) -> None:
         """The first `pages` pages of a HandOver attempt can be leased now."""
@@ -164,6 +179,23 @@ class EngineCore:
             end = min((first_index + len(pages)) * self.page_size, tokens)
             live.cost.fetched_tokens += end - first_index * self.page_size
             self.note_sealed(live, first_index + len(pages))
+            self.wake()
+            return True
+
+    def state_arrived(
+        self, handle: int, group: int, index: int, page: NDArray[np.int32], identity: Hashes
+    ) -> bool:
+        """A verified state: `page` [1] and its `identity` [1, 16], after the last token of page
+        `index`. False when the request no longer wants it."""
+        with self.lock:
+            reply = self.scheduler.pages_arrived(handle, index, 1, group)
+            if reply is not Reply.ACCEPTED:
+                return False
+            if self.checksums is not None:
+                self.checksums.forget(page, group)
+            live = self.ledger.get(handle)
+            if live is not None and (index + 1) * self.page_size <= len(live.request.token_ids):
+                self.outbox.sealed.append(identity.copy())
             self.wake()
             return True
 
@@ -224,7 +256,14 @@ class EngineCore:
             pages_moved=self.fetched.pages_moved,
             bytes_moved=self.fetched.bytes_moved,
             failed_fetches=self.fetched.failed_fetches,
+            beside=tuple(self._group_pages(group) for group in range(1, self.groups)),
+            draft_tokens=self.drafted.proposed,
+            accepted_draft_tokens=self.drafted.accepted,
         )
+
+    def _group_pages(self, group: int) -> GroupPages:
+        pages = self.scheduler.pool_stats(group)
+        return GroupPages(pages.free, pages.cached, pages.owned, pages.referenced, pages.leased)
 
 
 def stack_hashes(parts: Sequence[Hashes]) -> Hashes:

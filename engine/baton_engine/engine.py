@@ -11,8 +11,7 @@ from typing import Literal
 import numpy as np
 
 import baton_scheduler as scheduling
-from baton.v1.kv_pb2 import CacheIdentity, Peer
-from baton_engine.arena import PageChecksums
+from baton.v1.kv_pb2 import CacheIdentity, ExportedCache, Peer
 from baton_engine.config import EngineConfig
 from baton_engine.core import EngineCore, now_us
 from baton_engine.events import FailReason, Hashes, PoolState, StepEvents
@@ -28,7 +27,7 @@ from baton_engine.runner import LoadProgress, resolve_max_context
 from baton_engine.sampling import TokenSampler
 from baton_engine.step_loop import Published, StepLoop
 from baton_engine.stops import TokenStopMatcher
-from baton_transfer import Exporter, PageHolder, new_epoch
+from baton_transfer import PageArena, PageHolder, new_epoch
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +81,7 @@ class _Running:
 class Engine:
     """One worker's execution plane (rank 0 of its tensor-parallel group).
 
-    Life: `await load()` -> build the servicer on `holder`, `exporter`, `description` ->
+    Life: `await load()` -> build the servicer on `holder`, `exported`, `description` ->
     `start(address, on_events)` -> submit / cancel ... -> `drain()` -> `await stop()`.
 
     The model runs on the engine's own thread. Every other method is called on the event
@@ -116,6 +115,7 @@ class Engine:
         ranks = await bring_up(self.config, self.name, self.epoch, progress, self._rank_lost)
         config, layout = self.config, ranks.local.arena.layout
         why_alone = why_not_exchanged(layout)
+        beside = side_groups(layout, config)
         scheduler = scheduling.Scheduler(
             scheduling.Config(
                 role=_ROLES[self.role],
@@ -127,12 +127,13 @@ class Engine:
                 max_context=max_context,
                 max_waiting=config.max_waiting,
                 hold_us=config.hold_ms * 1000,
-                side_groups=side_groups(layout, config),
+                max_draft_tokens=config.draft_tokens,
+                side_groups=beside,
             )
         )
         checked = config.keeps_checksums and why_alone is None
-        checksums = PageChecksums(ranks.exporter.arena) if checked else None
-        core = EngineCore(scheduler, config.page_size, checksums, why_alone)
+        checksums = ranks.checksums() if checked else None
+        core = EngineCore(scheduler, config.page_size, checksums, why_alone, groups=1 + len(beside))
         core.failure = self._lost
         board = HandoverBoard(linger_s=config.hold_ms / 1000)
         holder = EngineHolder(core, board, max_ttl_ms=2 * config.lease_ttl_ms)
@@ -159,10 +160,11 @@ class Engine:
             publish,
             max_slots=slots,
             poison=(
-                FreePagePoison(loaded.ranks.exporter.arena)
+                FreePagePoison(loaded.ranks.arenas[0])
                 if self.config.debug_poison_free_pages
                 else None
             ),
+            drafts=self.config.speculative is not None,
         )
         puller = open_puller(peer, loaded.ranks, self.config)
         fetcher = Fetcher(loaded.core, puller, self.config)
@@ -296,9 +298,14 @@ class Engine:
         return self._loaded.holder
 
     @property
-    def exporter(self) -> Exporter:
+    def exported(self) -> ExportedCache:
         """For KvPeerServicer."""
-        return self._loaded.ranks.exporter
+        return self._loaded.ranks.exported
+
+    @property
+    def arenas(self) -> tuple[PageArena, ...]:
+        """The pages of rank 0, of every cache group by its number."""
+        return self._loaded.ranks.arenas
 
     @property
     def description(self) -> EngineDescription:

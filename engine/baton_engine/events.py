@@ -131,6 +131,17 @@ Event = Admitted | TokensEmitted | PromptProgress | Prefilled | Done | Failed
 
 
 @dataclass(frozen=True, slots=True)
+class GroupPages:
+    """Pages of a cache group beside the tokens; all but the leased ones add up to the group's."""
+
+    free: int
+    cached: int
+    owned: int
+    referenced: int
+    leased: int
+
+
+@dataclass(frozen=True, slots=True)
 class PoolState:
     """Counters and gauges of the page pool and the queue after a step; totals since the start."""
 
@@ -154,6 +165,9 @@ class PoolState:
     pages_moved: int  # pulled from peers by this worker
     bytes_moved: int
     failed_fetches: int  # pulls that ended with something missing
+    beside: tuple[GroupPages, ...] = ()  # of groups 1, 2, ...
+    draft_tokens: int = 0  # guesses that steps verified
+    accepted_draft_tokens: int = 0  # of these: what would have been sampled
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +179,7 @@ class StepTimes:
     plan_us: int = 0
     forward_us: int = 0
     sample_us: int = 0
+    draft_us: int = 0  # guessing what comes next
     complete_us: int = 0  # scheduler.complete, checksums, building the events
 
 

@@ -21,7 +21,7 @@ from baton.v1.kv_pb2 import FirstToken, Handover, Peer
 from baton_engine.config import EngineConfig
 from baton_engine.core import EngineCore
 from baton_engine.events import Hashes, PullReport
-from baton_engine.planning import FetchOrder
+from baton_engine.planning import FetchOrder, StateOrder
 from baton_engine.request import Await, RequestKey, Source
 from baton_transfer import HolderLost, Pulled, PullFailure
 
@@ -37,6 +37,7 @@ class PagePuller(Protocol):
         hashes: Hashes,
         targets: NDArray[np.int32],
         *,
+        group: int = 0,
         handed_over: RequestKey | None = None,
     ) -> Pulled: ...
 
@@ -53,6 +54,7 @@ class _Running:
     def __init__(self, order: FetchOrder) -> None:
         self.order = order
         self.arrived = 0
+        self.states_left = len(order.states)  # groups whose state is not here
         self.ended_because = ""  # set: cancelled, the prefill worker is lost, a pull failed
         self.handover: Handover | None = None  # the prefill worker's latest word
         self.news = asyncio.Event()
@@ -68,6 +70,11 @@ class _Running:
     @property
     def total(self) -> int:
         return len(self.order.pages)
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing that was asked for is missing."""
+        return self.arrived == self.total and self.states_left == 0
 
     @property
     def first_token(self) -> FirstToken | None:
@@ -135,7 +142,7 @@ class Fetcher:
         finally:
             del self._orders[order.handle]
             self._core.fetch_ended(order.handle, first)
-        if running.arrived < running.total or (order.awaits and first is None):
+        if not running.complete or (order.awaits and first is None):
             self._core.count_failed_fetch()
             log.info(
                 "fetch of %s ended with %d of %d pages: %s",
@@ -148,8 +155,9 @@ class Fetcher:
     # -- from whoever holds a prefix --------------------------------------------------------
 
     async def _from_sources(self, running: _Running) -> None:
+        upto_state = await self._restore_states(running)
         for group in _groups(running.order.request.sources):
-            limit = running.leading(group[0].pages)
+            limit = running.leading(min(group[0].pages, upto_state))
             while running.arrived < limit and not running.ended_because:
                 upto = min(limit, running.arrived + self._batch_pages)
                 if group[0].only:
@@ -158,6 +166,45 @@ class Fetcher:
                     whole = await self._pull(running, group[0].peer, upto) is None
                 if not whole:
                     break
+
+    async def _restore_states(self, running: _Running) -> int:
+        """Bring a state of every group, before the tokens: those behind it are of no use. How many
+        pages of tokens lead to it; 0 when a group has none."""
+        order = running.order
+        reach = max((source.pages for source in order.request.sources), default=0)
+        for states in order.states:
+            reach = min(reach, await self._restore_state(running, states))
+            running.states_left -= reach > 0
+        return reach
+
+    async def _restore_state(self, running: _Running, states: StateOrder) -> int:
+        """The best that anybody has, rewinding step by step."""
+        order = running.order
+        for entry, index in enumerate(map(int, states.indices)):
+            for source in order.request.sources:
+                if running.ended_because:
+                    return 0
+                if source.pages <= index or source.only:  # a part of a kvstore holds tokens alone
+                    continue
+                if await self._pull_states(running, source.peer, states, entry, entry + 1):
+                    return index + 1
+        return 0
+
+    async def _pull_states(
+        self, running: _Running, peer: Peer, states: StateOrder, first: int, end: int
+    ) -> int:
+        """Pull states [first, end) of an order: how many of them came."""
+        order = running.order
+        hashes, pages = states.hashes[first:end], states.pages[first:end]
+        pulled = await self._puller.pull(peer, hashes, pages, group=states.group)
+        self._core.note_pull(order.handle, _report(peer, pulled))
+        for i, index in enumerate(states.indices[first : first + pulled.arrived].tolist()):
+            page, identity = pages[i : i + 1], hashes[i : i + 1]
+            if not self._core.state_arrived(order.handle, states.group, index, page, identity):
+                running.end("the request is over")
+        if pulled.failure is not None:
+            log.info("state pull for %s from %s: %s", order.request.key, peer.name, pulled)
+        return pulled.arrived
 
     async def _pull_parts(self, running: _Running, group: Sequence[Source], upto: int) -> bool:
         """Pull entries [arrived, upto) from those who have them between them, all at once.
@@ -197,6 +244,11 @@ class Fetcher:
         try:
             while not running.ended_because:
                 running.news.clear()
+                if running.first_token is not None and running.states_left:
+                    # Before the last tokens: with those the prefill worker lets go of the request.
+                    if not await self._await_states(running, prefill):
+                        running.end(f"{prefill.name} does not have the state at the prompt's end")
+                    continue
                 ready = running.leading(running.handover.sealed_pages) if running.handover else 0
                 if ready > running.arrived:
                     upto = min(ready, running.arrived + self._batch_pages)
@@ -219,6 +271,14 @@ class Fetcher:
             listening.cancel()
             if not told:  # it may hold pages for us that we have or will never fetch
                 self._spawn(self._puller.hand_over(prefill, *key))
+
+    async def _await_states(self, running: _Running, prefill: Peer) -> bool:
+        """Of every group the state at the prompt's end; the one to keep may be missing."""
+        for states in running.order.states:
+            if not await self._pull_states(running, prefill, states, 0, len(states.pages)):
+                return False
+            running.states_left -= 1
+        return True
 
     async def _listen(self, running: _Running, prefill: Peer) -> None:
         """Keep the prefill worker's latest word."""

@@ -36,6 +36,12 @@ def state_group(layout: CacheLayout) -> CacheGroup | None:
     return groups[0] if groups else None
 
 
+def numbered_groups(layout: CacheLayout) -> tuple[CacheGroup, ...]:
+    """All groups; the index is the number by which scheduler and transfer know a group."""
+    states = state_group(layout)
+    return (token_group(layout), *(() if states is None else (states,)))
+
+
 def group_pages(layout: CacheLayout, config: EngineConfig) -> dict[str, int]:
     """Pages of each group's arena.
 
@@ -66,11 +72,4 @@ def side_groups(layout: CacheLayout, config: EngineConfig) -> list[scheduling.Ca
 
 def why_not_exchanged(layout: CacheLayout) -> str | None:
     """Why pages of this model cannot travel between workers; None when they can."""
-    groups = layout.groups
-    if len(groups) == 1 and groups[0].replicated:
-        return None
-    return (
-        f"the model keeps cache groups {[(g.name, g.replicated) for g in groups]} (name, same on "
-        f"every rank); this build exchanges pages of models with one group that is the same "
-        f"on every rank"
-    )
+    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 
 import numpy as np
@@ -11,11 +12,15 @@ from baton.v1.kv_pb2 import Handover
 from baton_engine.core import EngineCore, now_us
 from baton_engine.events import FinishReason
 from baton_engine.handover_board import HandoverBoard
+from baton_engine.step_loop import RanksLost
 from baton_scheduler import Reply, Verdict
 from baton_transfer import LeaseGrant
 
 # A lease pins pages: what a reader asks for stays within these bounds.
 _MIN_TTL_MS = 1_000
+_RANKS_ANSWER_S = 5.0
+
+log = logging.getLogger(__name__)
 
 
 class EngineHolder:
@@ -31,20 +36,25 @@ class EngineHolder:
         """What to call with the handle of a request that is not wanted any more."""
         self._end_fetch = end_fetch
 
-    def grant(self, reader: str, hashes: NDArray[np.uint8], ttl_ms: int) -> LeaseGrant:
+    def grant(self, reader: str, hashes: NDArray[np.uint8], ttl_ms: int, group: int) -> LeaseGrant:
         """Lease the longest held prefix of `hashes`, uint8 [n, 16], if pages are exchanged."""
         ttl_ms = min(max(ttl_ms, _MIN_TTL_MS), self._max_ttl_ms)
         if self._core.why_alone is not None:
             return LeaseGrant(0, np.empty(0, np.int32), None, ttl_ms)
         with self._core.lock:
-            lease = self._core.scheduler.grant(hashes, now_us(), ttl_ms * 1000)
+            lease = self._core.scheduler.grant(hashes, now_us(), ttl_ms * 1000, group=group)
             pages = lease.pages.copy()
             self._core.wake()  # the idle thread must look at its clock from now on
-        sums = None
-        if self._core.checksums is not None:
+        if self._core.checksums is None:
+            return LeaseGrant(lease.id, pages, None, ttl_ms)
+        try:
             # Outside the lock: leased pages do not change. Known already unless the page was
-            # sealed a moment ago or came from a peer.
-            sums = self._core.checksums.of(pages)
+            # sealed a moment ago or came from a peer; then other ranks are asked too.
+            sums = self._core.checksums.of(pages, group, wait_s=_RANKS_ANSWER_S)
+        except (RanksLost, TimeoutError) as error:
+            log.warning("no lease for %s: checksums of another rank: %s", reader, error)
+            self.release([lease.id])
+            return LeaseGrant(0, np.empty(0, np.int32), None, ttl_ms)
         return LeaseGrant(lease.id, pages, sums, ttl_ms)
 
     def renew(self, leases: Sequence[int], ttl_ms: int) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TypeVar
@@ -12,8 +12,10 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from baton.v1.kv_pb2 import CacheIdentity, Peer
+from baton.v1.kv_pb2 import CacheIdentity, ExportedCache, ExportedRank, Peer
+from baton_engine.arena import PageChecksums
 from baton_engine.config import EngineConfig
+from baton_engine.rank_transfer import RankTransfer
 from baton_engine.ranks.group import RankedRunner, RankGroup
 from baton_engine.ranks.group_init import RankStore, join_group, leave_group
 from baton_engine.ranks.group_reader import GroupReader
@@ -21,8 +23,9 @@ from baton_engine.ranks.launch import launcher
 from baton_engine.runner import LoadProgress, ModelRunner, set_threads, single_place
 from baton_engine.step_loop import StepRunner
 from baton_transfer import (
-    Exporter,
-    PageReader,
+    CacheReader,
+    Cut,
+    PageArena,
     Puller,
     PullSettings,
     ReadOutcome,
@@ -42,14 +45,27 @@ class Ranks:
     local: ModelRunner
     group: RankGroup | None  # None without tensor parallelism
     runner: StepRunner
-    exporter: Exporter
-    reader: PageReader | GroupReader
+    transfer: RankTransfer  # of rank 0
+    reader: CacheReader | GroupReader
     identity: CacheIdentity
+    exported: ExportedCache
+
+    @property
+    def arenas(self) -> tuple[PageArena, ...]:
+        """Rank 0's pages, of every cache group by its number."""
+        return self.transfer.exporter.arenas
+
+    def checksums(self) -> PageChecksums:
+        """Of the pages of all ranks that others read from."""
+        if self.group is None:
+            return PageChecksums(self.arenas)
+        ranks = len(self.exported.ranks)
+        sources = [Cut.of(group).sources(ranks) for group in self.identity.groups]
+        return PageChecksums(self.arenas, sources, self.group.checksums)
 
     def close(self) -> None:
         """End transfers, then the followers. No step may run."""
-        self.reader.close()
-        self.exporter.close()
+        self.transfer.close()
         if self.group is not None:
             self.group.stop()
             leave_group()
@@ -71,7 +87,7 @@ async def bring_up(
     set_threads(config.threads)
     if config.tp == 1:
         local = await _in_thread(lambda: _load_alone(config, progress))
-        return _with_transfer(local, None, config, name, epoch)
+        return _with_transfer(local, config, name, epoch)
     starter = launcher(config.launcher)
     group = RankGroup(starter, config.tp - 1)
     try:
@@ -85,7 +101,7 @@ async def bring_up(
             loop.call_soon_threadsafe(lost.set)
             on_lost(reason)
 
-        group.greet(config, store.rendezvous, lambda rank: f"{name}-{epoch:x}-r{rank}", note_lost)
+        group.greet(config, store.rendezvous, name, epoch, note_lost)
         loading = asyncio.create_task(_in_thread(lambda: _load_first(config, store, progress)))
         losing = asyncio.create_task(lost.wait())
         await asyncio.wait({loading, losing}, return_when=asyncio.FIRST_COMPLETED)
@@ -93,8 +109,8 @@ async def bring_up(
         if reasons:  # rank 0 may be waiting for a rank that will never come
             raise RuntimeError(reasons[0])
         local = await loading
-        await _in_thread(lambda: group.wait_ready(_READY_TIMEOUT_S))
-        return _with_transfer(local, group, config, name, epoch)
+        others = await _in_thread(lambda: group.wait_ready(_READY_TIMEOUT_S))
+        return _with_transfer(local, config, name, epoch, group, others)
     except BaseException:
         group.stop()
         raise
@@ -116,19 +132,25 @@ def _load_first(
 
 
 def _with_transfer(
-    local: ModelRunner, group: RankGroup | None, config: EngineConfig, name: str, epoch: int
+    local: ModelRunner,
+    config: EngineConfig,
+    name: str,
+    epoch: int,
+    group: RankGroup | None = None,
+    others: Sequence[ExportedRank] = (),
 ) -> Ranks:
-    arena = local.arena.exported()
-    reader = PageReader(f"{name}-{epoch:x}-r0", arena)
+    """others: the memory of the followers."""
+    transfer = RankTransfer(name, epoch, local.arena, 0, config.tp)
     return Ranks(
         local=local,
         group=group,
         runner=local if group is None else RankedRunner(local, group),
-        exporter=Exporter(name, epoch, arena),
-        reader=reader if group is None else GroupReader(reader, group),
+        transfer=transfer,
+        reader=transfer.reader if group is None else GroupReader(transfer.reader, group),
         identity=cache_identity(
             local.fingerprint, config.page_size, local.arena.group_identities()
         ),
+        exported=ExportedCache(ranks=[transfer.exporter.exported, *others]),
     )
 
 
@@ -138,13 +160,14 @@ def open_puller(me: Peer, ranks: Ranks, config: EngineConfig) -> Puller:
 
     async def read(
         memory: bytes,
+        group: int,
         sources: NDArray[np.int32],
         targets: NDArray[np.int32],
         checksums: NDArray[np.uint64] | None,
         stop: threading.Event,
     ) -> ReadOutcome:
         return await asyncio.wrap_future(
-            reader.submit(memory, sources, targets, checksums, stop=stop)
+            reader.submit(memory, group, sources, targets, checksums, stop=stop)
         )
 
     settings = PullSettings(ttl_ms=config.lease_ttl_ms)

@@ -18,6 +18,20 @@ from baton_scheduler import Step
 
 
 @dataclass(frozen=True, slots=True)
+class StateOrder:
+    """States of one group that peers should fill.
+
+    Of an Await: the one at the prompt's end, then perhaps a snapshot to keep. Of others: the one
+    that goes farthest, or else one that goes less far.
+    """
+
+    group: int
+    indices: NDArray[np.int32]  # [n] the page of tokens after whose last one the state stands
+    pages: NDArray[np.int32]  # [n] target pages of the group's arena; the same one for alternatives
+    hashes: Hashes  # [n, 16]
+
+
+@dataclass(frozen=True, slots=True)
 class FetchOrder:
     """Pages of one request that peers should fill; ends in exactly one fetch_ended."""
 
@@ -28,6 +42,7 @@ class FetchOrder:
     indices: NDArray[np.int32]  # [n] page indices in the chain, ascending and contiguous
     pages: NDArray[np.int32]  # [n] target pages of the arena
     hashes: Hashes  # [n, 16]
+    states: tuple[StateOrder, ...] = ()  # of each group beside the tokens that needs one
 
 
 def step_input(step: Step) -> StepInput:
@@ -93,7 +108,7 @@ def _note_starts(core: EngineCore, step: Step) -> None:
             raise RuntimeError(f"request {live.key} started decoding without a first token")
         if live.first_known_us is not None:
             live.cost.handover_us = now_us() - live.first_known_us
-        core.emit(live, live.first_token, live.first_logprob)
+        core.emit(live, (live.first_token,), (live.first_logprob,))
     for handle, reason in zip(step.finished_requests, step.finished_reasons, strict=True):
         live = core.ledger.get(int(handle))
         if live is not None and reason == SchedulerFinish.DEADLINE:
@@ -125,12 +140,26 @@ def _fetch_orders(core: EngineCore, step: Step, awaiting: list[LiveRequest]) -> 
 
 
 def _order(step: Step, live: LiveRequest, entries: NDArray[np.int64]) -> FetchOrder:
+    groups = step.fetch_groups[entries]
+    states = tuple(
+        StateOrder(int(group), *_entries(step, entries[groups == group]))
+        for group in np.unique(groups[groups > 0])
+    )
+    indices, pages, hashes = _entries(step, entries[groups == 0])
     return FetchOrder(
         handle=live.handle,
         request=live.request,
         awaits=live.awaiting,
         prefill_lost=live.prefill_lost,
-        indices=step.fetch_pages[entries, 0],
-        pages=step.fetch_pages[entries, 1],
-        hashes=step.fetch_hashes[entries],
+        indices=indices,
+        pages=pages,
+        hashes=hashes,
+        states=states,
     )
+
+
+def _entries(
+    step: Step, entries: NDArray[np.int64]
+) -> tuple[NDArray[np.int32], NDArray[np.int32], Hashes]:
+    pages = step.fetch_pages[entries]
+    return pages[:, 0], pages[:, 1], step.fetch_hashes[entries]

@@ -25,26 +25,37 @@ def cancel_silent_rows(core: EngineCore, step: Step, failure: str) -> None:
             core.cancel(live, FailReason.INTERNAL, failure)
 
 
-def note_sealed(core: EngineCore, completion: Completion) -> NDArray[np.int32]:
-    """Tell what can be leased now; return the pages that need a checksum."""
-    pages = completion.sealed_pages.copy()
-    if core.why_alone is not None or not len(pages):
-        return pages[:0]
+def note_sealed(core: EngineCore, completion: Completion) -> dict[int, NDArray[np.int32]]:
+    """Tell what can be leased now; return the pages that need a checksum, by group."""
+    if core.why_alone is not None or not len(completion.sealed_pages):
+        return {}
+    groups = completion.sealed_groups
+    pages = {int(g): completion.sealed_pages[groups == g] for g in np.unique(groups)}
     if core.checksums is not None:
-        core.checksums.forget(pages)
-    full = np.ones(len(pages), np.bool_)
-    owners = completion.sealed_requests
-    last_of_owner = np.flatnonzero(np.append(owners[1:] != owners[:-1], True))
-    for at in last_of_owner:
+        for group, sealed in pages.items():
+            core.checksums.forget(sealed, group)
+    full = np.ones(len(groups), np.bool_)
+    owners, indices = completion.sealed_requests, completion.sealed_indices
+    start = 0
+    for at in _last_of_owner(owners):
         live = core.ledger.get(int(owners[at]))
-        if live is None:
-            continue
-        index = int(completion.sealed_indices[at])
-        core.note_sealed(live, index + 1)
-        if live.hands_over:  # its partial last page is leased by name, never searched for
-            full[at] = (index + 1) * core.page_size <= len(live.request.token_ids)
+        if live is not None and live.hands_over:
+            # What ends in its partial last page is leased by name, never searched for.
+            tail = len(live.request.token_ids) // core.page_size
+            full[start : at + 1] = indices[start : at + 1] < tail
+        start = at + 1
+    tokens = np.flatnonzero(groups == 0)
+    for at in tokens[_last_of_owner(owners[tokens])]:
+        live = core.ledger.get(int(owners[at]))
+        if live is not None:
+            core.note_sealed(live, int(indices[at]) + 1)
     core.outbox.sealed.append(completion.sealed_hashes[full].copy())
     return pages
+
+
+def _last_of_owner(owners: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Where each run of equal owners ends."""
+    return np.flatnonzero(np.append(owners[1:] != owners[:-1], len(owners) > 0))
 
 
 def note_tokens(
@@ -59,8 +70,12 @@ def note_tokens(
         )
     )
     prefilled = set(completion.prefilled_requests.tolist())
-    tokens = outcome.tokens.tolist()
-    for i, handle in enumerate(requests.tolist()):
+    tokens, logprobs = outcome.tokens.tolist(), outcome.logprobs
+    end = 0
+    for i, (handle, count) in enumerate(
+        zip(requests.tolist(), outcome.counts.tolist(), strict=True)
+    ):
+        start, end = end, end + count
         live = core.ledger.get(handle)
         if live is None:
             continue
@@ -69,23 +84,27 @@ def note_tokens(
             continue
         if not live.emitted and live.admitted_us is not None:
             live.cost.prefill_us = now_us() - live.admitted_us
-        logprob = None
-        if outcome.result is not None and outcome.result.logprobs is not None:
-            logprob = outcome.result.logprobs[i]
+        told = () if logprobs is None else logprobs[start:end]
         if live.hands_over:
             if handle in prefilled:
                 live.prefilled = True
                 core.outbox.events.append(
-                    Prefilled(*live.key, live.sealed_pages, tokens[i], logprob, replace(live.cost))
+                    Prefilled(
+                        *live.key,
+                        live.sealed_pages,
+                        tokens[start],
+                        told[0] if told else None,
+                        replace(live.cost),
+                    )
                 )
             continue
-        core.emit(live, tokens[i], logprob)
+        core.emit(live, tokens[start:end], told)
         if handle in finished:
             _finish(core, live, finished[handle], outcome.stops.get(i))
 
 
 def _poison(core: EngineCore, live: LiveRequest, outcome: Outcome) -> None:
-    if outcome.result is None:
+    if outcome.failure:
         core.fail(live, FailReason.INTERNAL, outcome.failure)
     else:
         core.fail(

@@ -1,7 +1,7 @@
 """Placements, the compiler that turns them into collectives, and the model families."""
 
 from baton_modeling.batch import ForwardBatch, StateSlots
-from baton_modeling.cache import CacheGroup, CacheLayout, GroupKind
+from baton_modeling.cache import CacheGroup, CacheLayout, GroupKind, HeadBlock
 from baton_modeling.checkpoint import Progress
 from baton_modeling.communicators import Communicator, CountingComm, GlooComm, SingleComm
 from baton_modeling.compiler.explain import Explanation
@@ -35,6 +35,7 @@ __all__ = [
     "ForwardBatch",
     "GlooComm",
     "GroupKind",
+    "HeadBlock",
     "Lockstep",
     "Mesh",
     "MeshError",

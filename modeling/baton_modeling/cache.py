@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import torch
@@ -19,28 +19,52 @@ class GroupKind(Enum):
 
 
 @dataclass(frozen=True)
+class HeadBlock:
+    """Consecutive heads of an entry: what ranks divide among themselves.
+
+    Each rank of n has an equal run of them. Where there are fewer heads than ranks, neighbours
+    have copies of one; a block of one head is the same on every rank.
+    """
+
+    heads: int
+    width: int  # elements of a head
+
+    def local(self, ranks: int) -> int:
+        """Elements on one rank."""
+        return max(1, self.heads // ranks) * self.width
+
+
+@dataclass(frozen=True)
 class CacheGroup:
     """Layers that share a retention rule; their pages are allocated and moved together.
 
     name: key of the group's arena in ``CompiledModel.bind_cache``.
     layers: layers of the model in this group.
-    entry_width: elements kept per layer on one rank, of a token or of a snapshot.
+    blocks: what is kept per layer of a token or of a snapshot, of the whole model, in order.
     dtype: element type of the arena.
-    replicated: whether every rank holds the same bytes (MLA latents), so that any rank's copy
-        may be read by any other; False when ranks hold different heads or requests.
+    ranks: how many share the heads; each has its part of every block, one after another.
     kind: what a page holds.
     """
 
     name: str
     layers: int
-    entry_width: int
+    blocks: tuple[HeadBlock, ...]
     dtype: torch.dtype
-    replicated: bool = True
+    ranks: int = 1
     kind: GroupKind = GroupKind.FULL
+
+    @property
+    def entry_width(self) -> int:
+        """Elements kept per layer on one rank, of a token or of a snapshot."""
+        return sum(block.local(self.ranks) for block in self.blocks)
 
     def page_bytes(self, page_size: int) -> int:
         """Bytes of one page, all layers of the group contiguous: page_size tokens or a snapshot."""
         return self.layers * self.entries(page_size) * self.entry_width * self.dtype.itemsize
+
+    def whole(self) -> CacheGroup:
+        """The group as one rank alone would have it."""
+        return replace(self, ranks=1)
 
     def entries(self, page_size: int) -> int:
         """Entries of one layer in a page."""
@@ -52,12 +76,18 @@ class CacheGroup:
 
 
 def entry_group(
-    name: str, layers: int, elements: int, dtype: torch.dtype, *, replicated: bool
+    name: str, layers: int, blocks: tuple[HeadBlock, ...], ranks: int, dtype: torch.dtype
 ) -> CacheGroup:
-    """A group of entries of so many elements; float8_e4m3fn stores them with their scales."""
-    if dtype == torch.float8_e4m3fn:
-        return CacheGroup(name, layers, packed_width(elements), PACKED, replicated)
-    return CacheGroup(name, layers, elements, dtype, replicated)
+    """A group of entries of these blocks; float8_e4m3fn stores them with their scales.
+
+    A scale is of all that one rank has of a block, so that float8 entries are one block of as many
+    heads as there are ranks: they fit ranks of the same number only.
+    """
+    if dtype != torch.float8_e4m3fn:
+        return CacheGroup(name, layers, blocks, dtype, ranks)
+    packed = packed_width(sum(block.local(ranks) for block in blocks))
+    shared = all(block.heads == 1 for block in blocks)
+    return CacheGroup(name, layers, (HeadBlock(1 if shared else ranks, packed),), PACKED, ranks)
 
 
 @dataclass(frozen=True)

@@ -216,7 +216,13 @@ class Step:
     fetch_requests: NDArray[np.uint64]
     """[F]: start reading these pages; end every fetch by `fetch_ended`."""
     fetch_pages: NDArray[np.int32]
-    """[F, 2]: page_index, target page"""
+    """[F, 2]: page_index, target page. A state is named by the page of tokens after whose last one
+    it stands. Rows of a request that share a target are alternatives, the best first: one of them
+    is wanted."""
+    fetch_groups: NDArray[np.int32]
+    """[F]: 0, or the number of the group beside full attention. Of each request group 0 comes
+    first; of an AWAIT request a state group's first row is the state at the prompt's end, and a
+    second one a snapshot that is only kept as cache."""
     fetch_hashes: NDArray[np.uint8]
     """[F, 16]"""
     restore_requests: NDArray[np.uint64]
@@ -288,7 +294,8 @@ class Scheduler:
         now_us: int,
     ) -> Admission:
         """request: a 64-bit handle that is never reused. tokens: [N], N >= 1. key: 16 bytes.
-        fetch_pages: how many leading full pages peers are said to hold (GENERATE, HAND_OVER);
+        fetch_pages: how many leading full pages peers are said to hold (GENERATE, HAND_OVER): with
+        state groups what lies behind the last snapshot among them is not asked for.
         AWAIT asks for everything that is missing, the partial tail page included.
         priority: 32 bits, higher goes first, also when pages are short; equal ones share fairly
         between keys (tenants).
@@ -336,16 +343,19 @@ class Scheduler:
     def abandon(self, step: Step) -> None:
         """The step did not happen (the forward failed): no row advanced, no page was sealed; its
         requests are planned again unless they are cancelled. Raises ValueError as `complete`."""
-    def pages_arrived(self, request: int, first_index: int, count: int) -> Reply:
-        """Pages [first_index, first_index + count) are verified and their verdict was VALID. They
-        must continue what arrived before; pages that arrived already are IGNORED, a gap REJECTED.
-        Full pages are sealed and found by others from now on."""
+    def pages_arrived(self, request: int, first_index: int, count: int, group: int = 0) -> Reply:
+        """Pages [first_index, first_index + count) of a group are verified and their verdict was
+        VALID. They must continue what arrived before in it; pages that arrived already are IGNORED,
+        a gap REJECTED. Full pages are sealed and found by others from now on. In a state group they
+        are one: any of those that were asked for. Groups may come in any order."""
     def fetch_ended(
         self, request: int, first_token: int | None, now_us: int, *, finish: bool = False
     ) -> Reply:
         """TERMINAL for the fetch: nothing writes into its target pages any more. GENERATE and
         HAND_OVER compute on from what arrived. AWAIT with everything arrived and a first token
-        decodes on; otherwise it computes here what is missing. finish: the first token ends the
+        decodes on; otherwise it computes here what is missing. With side groups, what does not fit
+        together (tokens without the state there) is kept as cache: the request is retracted and
+        goes on where every group can. finish: the first token ends the
         request (eos)."""
     def offload_ended(self, offload: int, complete: bool) -> Reply:
         """TERMINAL for the copy: neither page is touched by it any more. complete: the host page
@@ -360,7 +370,8 @@ class Scheduler:
     def handed_over(self, request: int) -> Reply:
         """The reader has everything: Prefilled -> Finished."""
     def forget(self, hashes: NDArray[np.uint8]) -> int:
-        """hashes: [n, 16]. Their session is over: none of these full pages is found again. Unused
+        """hashes: [n, 16], of group 0; forgotten in every group. Their session is over: none of
+        these full pages is found again. Unused
         ones are free at once, others with their last user. How many were held. The next plan
         lists them in `evicted_hashes`."""
     def lookup(self, tokens: NDArray[np.int32], key: bytes) -> int:

@@ -102,10 +102,6 @@ Admission submit(Scheduler& self, RequestId request, const nb::object& tokens,
   for (const Token id : ids) {
     if (id < 0) refuse("tokens has " + std::to_string(id) + ": token ids are not negative");
   }
-  if (self.groups() > 1 && (goal == Goal::kAwait || fetch_pages > 0)) {
-    refuse(std::string(goal == Goal::kAwait ? "goal AWAIT" : "fetch_pages above 0") +
-           " with side_groups: pages of groups beside full attention are not fetched from peers");
-  }
   if (park_us < 0) refuse("park_us is " + std::to_string(park_us) + ": must not be negative");
   if (park_us > 0 && goal == Goal::kHandOver) {
     refuse("park_us is " + std::to_string(park_us) +
@@ -220,6 +216,7 @@ void bind_step(nb::module_& m) {
       .def_prop_ro("side_copies", plan_view<std::int32_t, 3, &Plan::side_copies>)
       .def_prop_ro("fetch_requests", plan_view<std::uint64_t, 1, &Plan::fetch_requests>)
       .def_prop_ro("fetch_pages", plan_view<std::int32_t, 2, &Plan::fetch_pages>)
+      .def_prop_ro("fetch_groups", plan_view<std::int32_t, 1, &Plan::fetch_groups>)
       .def_prop_ro("fetch_hashes", plan_view<std::uint8_t, 16, &Plan::fetch_hashes>)
       .def_prop_ro("restore_requests", plan_view<std::uint64_t, 1, &Plan::restore_requests>)
       .def_prop_ro("restore_pages", plan_view<std::int32_t, 3, &Plan::restore_pages>)
@@ -288,11 +285,12 @@ void bind_scheduler(nb::module_& m) {
       .def("abandon", abandon, nb::arg("step"))
       .def(
           "pages_arrived",
-          [](Scheduler& self, RequestId request, std::int64_t first_index, std::int64_t pages) {
+          [](Scheduler& self, RequestId request, std::int64_t first_index, std::int64_t pages,
+             std::int64_t group) {
             return self.pages_arrived(request, count(first_index, "first_index", 0),
-                                      count(pages, "count", 0));
+                                      count(pages, "count", 0), group_of(self, group));
           },
-          nb::arg("request"), nb::arg("first_index"), nb::arg("count"))
+          nb::arg("request"), nb::arg("first_index"), nb::arg("count"), nb::arg("group") = 0)
       .def(
           "fetch_ended",
           [](Scheduler& self, RequestId request, std::optional<Token> first_token, Micros now,

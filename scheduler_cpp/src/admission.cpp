@@ -33,13 +33,18 @@ bool Scheduler::blocked(const Record& record) const {
          available() <= blocked_->available && plans_ < blocked_->retry_at;
 }
 
-PageTable Scheduler::match(Sequence& sequence, std::size_t most) {
+PageTable Scheduler::match_tokens(Sequence& sequence, std::size_t most) {
   PageTable pages;
   while (pages.sealed() < most) {
     std::optional<SealedPage> page = pool_.find(sequence.identity(pages.sealed()));
     if (!page) break;
     pages.append(std::move(*page));
   }
+  return pages;
+}
+
+PageTable Scheduler::match(Sequence& sequence, std::size_t most) {
+  PageTable pages = match_tokens(sequence, most);
   if (!side_pools_.empty()) match_sides(sequence, pages);
   return pages;
 }
@@ -100,8 +105,9 @@ Scheduler::Admitted Scheduler::admit(Record& record) {
   const std::size_t reusable = (sequence.tokens.size() - 1) / config_.page_size;
   const bool awaits = record.is<Queued>() && sequence.goal == Goal::kAwait;
   const std::size_t fetchable = record.is<Retracted>() ? 0
-                                : awaits               ? total
-                                                       : std::min(sequence.fetch_pages, reusable);
+                                : awaits
+                                    ? total
+                                    : fetchable_boundary(std::min(sequence.fetch_pages, reusable));
   if (budget_ == 0 && fetchable == 0 && config_.host_pages == 0) return Admitted::kNoBudget;
 
   std::size_t reused, copied = 0;
@@ -110,6 +116,14 @@ Scheduler::Admitted Scheduler::admit(Record& record) {
     std::vector<HostPage> restored = match_host(sequence, pages.sealed(), reusable);
     const std::size_t wanted = std::max(fetchable, pages.sealed() + restored.size());
     const bool fetches = awaits || wanted > pages.sealed();
+    const std::size_t usable = pages.sealed();
+    const bool fetches_sides = fetches && !side_pools_.empty();
+    const std::size_t fetched = awaits ? sequence.tokens.size() : wanted * config_.page_size;
+    if (fetches_sides)
+      pages = match_to_fetch(sequence, std::min(wanted, sequence.full_pages()), fetched);
+    const auto sides_fit = [&] {
+      return fetches_sides ? targets_have_room(pages, fetched) : sides_have_room(pages, total);
+    };
     Record* parent = fetches ? nullptr : find(record.terms.parent());
     std::optional<PartialCopy> copy;
     if (parent) copy = fork(*parent, sequence, pages);
@@ -119,8 +133,7 @@ Scheduler::Admitted Scheduler::admit(Record& record) {
       return Admitted::kBehindItsPrefix;
     }
     // With nothing running, whoever is parked gives way to whoever can run.
-    while (running_.size() == 0 &&
-           (pool_.available() < total - reused || !sides_have_room(pages, total)) &&
+    while (running_.size() == 0 && (pool_.available() < total - reused || !sides_fit()) &&
            demote_one(record.terms.parent())) {
       if (!parent || find(record.terms.parent())) continue;
       parent = nullptr;
@@ -130,7 +143,7 @@ Scheduler::Admitted Scheduler::admit(Record& record) {
       reused = pages.sealed();
     }
     if (pool_.available() < total - reused + std::max(headroom(pool_), distance(record)) ||
-        !sides_have_room(pages, total)) {
+        !sides_fit()) {
       pages.clear();
       blocked_ = Blocked{record.id, available(), plans_ + 16};
       return Admitted::kNoPages;
@@ -138,14 +151,16 @@ Scheduler::Admitted Scheduler::admit(Record& record) {
     pages.reserve(pages_for(sequence.prompt_tokens + sequence.max_new_tokens, config_.page_size));
     while (pages.size() < total) pages.append(*pool_.allocate());
     take_states(pages.sides());
+    if (fetches_sides) take_targets(sequence, pages.sides(), fetched, awaits);
     if (copy) {
       copied = copy->tokens;
       plan_side_copies(pages.sides(), std::move(copy->beside));
       plan_copy(*parent, std::move(*copy), pages[reused]);
     }
     if (fetches) {
-      leave_queue(record, AdmittedToFetch{*slots_.take(), std::move(pages),
-                                          FetchTicket::issue(std::move(restored)), wanted, awaits});
+      leave_queue(record,
+                  AdmittedToFetch{*slots_.take(), std::move(pages),
+                                  FetchTicket::issue(std::move(restored)), wanted, awaits, usable});
     } else {
       leave_queue(record, AdmittedToCompute{*slots_.take(), std::move(pages), copied});
     }
@@ -188,25 +203,6 @@ void Scheduler::announce(Record& record, std::size_t reused_tokens) {
     enter_running(record);
     prefilling_.push_back(&record);
     add_chunk_row(record);
-  }
-}
-
-void Scheduler::start_fetch(Record& record) {
-  const Fetching& fetching = record.as<Fetching>();
-  Sequence& sequence = fetching.sequence();
-  const std::vector<HostPage>& restored = fetching.restored();
-  for (std::size_t index = fetching.arrived(); index < fetching.wanted(); ++index) {
-    const std::size_t from_host = index - fetching.restored_first();
-    if (from_host < restored.size()) {
-      next_.restore_requests.push_back(record.id);
-      next_.restore_pages.push_back({static_cast<std::int32_t>(index), restored[from_host].id(),
-                                     raw(fetching.pages()[index])});
-      continue;
-    }
-    next_.fetch_requests.push_back(record.id);
-    next_.fetch_pages.push_back({static_cast<std::int32_t>(index), raw(fetching.pages()[index])});
-    next_.fetch_hashes.push_back(index < sequence.full_pages() ? sequence.identity(index)
-                                                               : sequence.prompt_tail_identity());
   }
 }
 

@@ -35,10 +35,13 @@ void put_side_extents(const SideTables& sides, F&& put) {
   for (const WindowTable& table : sides.windows) {
     put(table.first());
     put(table.sealed_end());
+    put(table.arrived());
   }
   for (const StatePages& state : sides.states) {
     put(static_cast<std::size_t>(state.base().has_value()));
     put(static_cast<std::size_t>(state.leaves_snapshot()));
+    put(static_cast<std::size_t>(state.expects_snapshot()));
+    put(state.stands_at());
   }
 }
 
@@ -230,6 +233,7 @@ std::vector<std::uint64_t> Scheduler::fingerprint() const {
     if (record->terms.deadline) put(std::max<Micros>(record->terms.deadline - now_, -1));
     if (const auto* s = std::get_if<Fetching>(&record->state)) {
       put(s->arrived());
+      put(s->usable());
       put(s->restored().size());
     }
     if (const auto* s = std::get_if<Prefilling>(&record->state)) {

@@ -1,4 +1,4 @@
-// Submission, cancelling, fetches and hand-over: events that arrive between steps.
+// Submission, cancelling and hand-over: events that arrive between steps.
 #include "lifecycle.h"
 
 #include <algorithm>
@@ -215,82 +215,17 @@ Reply Scheduler::draft(RequestId request, std::size_t position, std::span<const 
   return reply;
 }
 
-// ---------------------------------------------------------------- fetches
-
-Reply Scheduler::pages_arrived(RequestId request, std::size_t first_index, std::size_t count) {
-  Record* record = find(request);
-  if (!record) return Reply::kIgnored;
-  const Reply reply = kTable.answer<PagesArrived>(record->state);
-  if (reply != Reply::kAccepted) return reply;
-  Fetching& fetching = record->as<Fetching>();
-  const std::size_t end = first_index + count;
-  if (end <= fetching.arrived()) return Reply::kIgnored;
-  if (first_index != fetching.arrived() || end > fetching.wanted()) return Reply::kRejected;
-
-  Sequence& sequence = fetching.sequence();
-  for (std::size_t index = first_index; index < end; ++index) {
-    if (index >= sequence.full_pages()) {  // the tail stays writable: decoding goes on in it
-      fetched_tokens_ += sequence.tokens.size() - index * config_.page_size;
-      continue;
-    }
-    const bool restored = index - fetching.restored_first() < fetching.restored().size();
-    (restored ? restored_tokens_ : fetched_tokens_) += config_.page_size;
-    const PageId before = fetching.pages()[index];
-    const PageId after = fetching.seal_next();
-    if (before != after) {
-      next_.page_deltas.push_back(
-          {raw(fetching.slot()), static_cast<std::int32_t>(index), raw(after)});
-    }
-  }
-  fetching.on(PagesArrived{count});
-  return reply;
-}
-
-Reply Scheduler::fetch_ended(RequestId request, std::optional<Token> first_token, bool finish,
-                             Micros now) {
-  at_least(now);
-  Record* record = find(request);
-  if (!record) return Reply::kIgnored;
-  const Reply reply = first_token ? kTable.answer<FetchCompleted>(record->state)
-                                  : kTable.answer<FetchGaveUp>(record->state);
-  if (reply != Reply::kAccepted) return reply;
-  if (record->is<Draining>()) {
-    Draining& draining = record->as<Draining>();
-    if (!draining.fetch_in_flight()) return Reply::kIgnored;
-    quarantined_ -= draining.pages().size();
-    draining.on(FetchGaveUp{});
-    settle(*record);
-    return reply;
-  }
-
-  Fetching& fetching = record->as<Fetching>();
-  if (first_token && fetching.complete()) {
-    next_.started_requests.push_back(request);
-    ++generated_tokens_;
-    become(*record, std::move(fetching).on(FetchCompleted{*first_token}));
-    enter_running(*record);
-    const Sequence& started = record->as<Decoding>().sequence();
-    if (finish || started.generated() >= started.max_new_tokens) {
-      end_turn(*record, finish ? FinishReason::kFlag : FinishReason::kLength,
-               next_.finished_requests, next_.finished_reasons);
-    }
-  } else if (fetching.can_compute()) {
-    become(*record, std::move(fetching).on(FetchGaveUp{}));
-    enter_running(*record);
-  } else {
-    // Every page is sealed, but the last token's logits are wanted: it must come back for a
-    // writable last page. All others will be found again.
-    retract<Fetching>(*record);
-  }
-  return reply;
-}
-
 // ---------------------------------------------------------------- the holder's side
 
 std::size_t Scheduler::forget(std::span<const Digest> identities) {
   std::size_t held = 0;
   // The last page of a chain first: so its pages join the free list as they would by eviction.
-  for (std::size_t i = identities.size(); i-- > 0;) held += pool_.forget(identities[i]);
+  for (std::size_t i = identities.size(); i-- > 0;) {
+    held += pool_.forget(identities[i]);
+    for (const auto& side : side_pools_) {
+      held += side->forget(in_group(identities[i], side->group()));
+    }
+  }
   return held;
 }
 

@@ -28,12 +28,13 @@ Finished Queued::on(Cancelled) && {
 
 Prefilling Fetching::on(FetchGaveUp) && {
   // The last token is always computed: its logits are wanted.
-  const std::size_t computed =
-      std::min(arrived_ * sequence_->page_size, sequence_->tokens.size() - 1);
+  const std::size_t computed = std::min(here(), sequence_->tokens.size() - 1);
+  pages_.sides().expect_nothing();
   return Prefilling(std::move(sequence_), std::move(slot_), std::move(pages_), computed);
 }
 
 Decoding Fetching::on(FetchCompleted event) && {
+  pages_.sides().expect_nothing();
   return Decoding(std::move(sequence_), std::move(slot_), std::move(pages_), event.first_token);
 }
 

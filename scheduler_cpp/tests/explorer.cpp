@@ -135,6 +135,18 @@ std::vector<Named> configurations() {
                  {beside(small_config(6, 3, 3, Role::kFused), {state(2, 4)}),
                   {script({0, 0, 1, 1, 2}, 3, generate), script({0, 0, 1}, 3, generate),
                    script({0, 0, 1, 1, 2}, 1, hand_over)}}});
+  all.push_back({"awaited states: 3 requests, 4 states",
+                 {beside(small_config(6, 2, 2, Role::kDecode), {state(2, 4)}),
+                  {script({0, 0, 1}, 3, await), script({0, 0, 1, 1}, 2, await),
+                   script({0, 0, 1, 1, 2}, 2, generate)}}});
+  all.push_back({"restored snapshots: 3 requests, 3 states",
+                 {beside(small_config(7, 2, 3, Role::kFused), {state(2, 3)}),
+                  {script({0, 0, 1, 1, 2, 2, 0}, 2, generate, 3),
+                   script({0, 0, 1, 1, 2}, 1, hand_over, 2), script({0, 0, 1}, 2, await)}}});
+  all.push_back({"awaited windows and states",
+                 {beside(small_config(6, 2, 3, Role::kFused), {window(3, 4), state(4, 3)}),
+                  {script({0, 0, 1, 1, 2}, 2, await), script({0, 0, 1, 1}, 2, await),
+                   script({0, 0, 1, 1, 2}, 1, generate, 2)}}});
   all.push_back({"window and snapshots, both scarce: 3 requests",
                  {beside(small_config(5, 2, 4, Role::kDecode), {window(2, 2), state(4, 2)}),
                   {script({0, 0, 1, 1, 2}, 4, generate), script({0, 0, 1, 1, 2}, 3, generate),

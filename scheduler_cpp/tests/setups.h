@@ -75,9 +75,8 @@ inline Setup random_setup(Random& random) {
       script.prompt.push_back(static_cast<Token>(t < 6 ? family : random.below(3)));
     }
     script.max_new_tokens = 1 + random.below(8);
-    script.goal = static_cast<Goal>(random.below(setup.config.side_groups.empty() ? 3 : 2));
+    script.goal = static_cast<Goal>(random.below(3));
     script.fetch_pages = random.below(3) ? 0 : random.below(6);
-    if (!setup.config.side_groups.empty()) script.fetch_pages = 0;
     script.tenant = random.below(6) ? 0 : 1;
     script.priority = random.below(4) ? 0 : static_cast<std::int32_t>(random.below(3)) - 1;
     script.time = random.below(4) ? 0 : 3 + random.below(20);

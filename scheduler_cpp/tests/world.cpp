@@ -16,9 +16,9 @@ std::uint64_t mix(std::uint64_t a, std::uint64_t b) {
 
 std::string text(const Event& event) {
   static const char* const names[] = {
-      "submit",     "plan",       "complete",     "abandon",      "cancel",      "arrive",
-      "fetch-done", "fetch-lost", "grant",        "release",      "handed-over", "renew-park",
-      "draft",      "tick",       "offload-done", "offload-lost", "stray"};
+      "submit",     "plan",       "complete",   "abandon",      "cancel",       "arrive",
+      "missing",    "fetch-done", "fetch-lost", "grant",        "release",      "handed-over",
+      "renew-park", "draft",      "tick",       "offload-done", "offload-lost", "stray"};
   return std::string(names[static_cast<int>(event.kind)]) + " " + std::to_string(event.a);
 }
 
@@ -27,13 +27,14 @@ World::World(const Setup& setup)
       scheduler_(setup.config),
       requests_(setup.scripts.size()),
       tables_(scheduler_.groups(),
-              std::vector<std::vector<std::int32_t>>(setup.config.max_running)),
-      remote_writer_(setup.config.num_pages, -1) {
+              std::vector<std::vector<std::int32_t>>(setup.config.max_running)) {
   const std::vector<Tag> blank(setup.config.page_size, kGarbage);
   host_contents_.assign(setup.config.host_pages, blank);
   contents_.emplace_back(setup.config.num_pages, blank);
+  remote_writer_.emplace_back(setup.config.num_pages, -1);
   for (const SideGroup& group : setup.config.side_groups) {
     contents_.emplace_back(group.pages, blank);
+    remote_writer_.emplace_back(group.pages, -1);
   }
 }
 
@@ -89,9 +90,13 @@ bool World::is_enabled(Event event) const {
     case Kind::kCancel:
       return known && requests_[a].submitted && (!requests_[a].over || is_parked(a));
     case Kind::kArrive: {
+      if (a >= requests_.size()) return still_to_come(event.a) != nullptr;
       const auto fetch = fetches_.find(event.a);
       return fetch != fetches_.end() && fetch->second.arrived < fetch->second.pages.size();
     }
+    case Kind::kMissing:
+      return a >= requests_.size() && still_to_come(event.a) &&
+             side(a / requests_.size()).keeps == Retention::kState;
     case Kind::kFetchDone: {
       const auto fetch = fetches_.find(event.a);
       return fetch != fetches_.end() && fetch->second.arrived == fetch->second.pages.size();
@@ -136,7 +141,8 @@ std::vector<Event> World::enabled() const {
   offer(Kind::kAbandon, 1);
   offer(Kind::kSubmit, n);
   offer(Kind::kCancel, n);
-  offer(Kind::kArrive, n);
+  offer(Kind::kArrive, n * scheduler_.groups());
+  offer(Kind::kMissing, n * scheduler_.groups());
   offer(Kind::kFetchDone, n);
   offer(Kind::kFetchLost, n);
   offer(Kind::kGrant, n * scheduler_.groups());
@@ -210,7 +216,14 @@ bool World::apply(Event event) {
       requests_[static_cast<std::size_t>(a)].over = true;
       break;
     case Kind::kArrive:
-      do_arrive(a);
+      if (static_cast<std::size_t>(a) < requests_.size()) {
+        do_arrive(a);
+      } else {
+        do_side_arrival(a, false);
+      }
+      break;
+    case Kind::kMissing:
+      do_side_arrival(a, true);
       break;
     case Kind::kFetchDone:
       do_fetch_end(a, true);

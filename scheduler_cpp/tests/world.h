@@ -5,6 +5,7 @@
 // The random driver and the explorer are both thin over this.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <deque>
 #include <map>
@@ -46,7 +47,8 @@ enum class Kind : std::uint8_t {
   kComplete,  // a: 0 all rows go on, 1 the first sampling row finishes, 2 it is poisoned
   kAbandon,
   kCancel,       // request a
-  kArrive,       // the next page of request a's fetch
+  kArrive,       // the next page of request a's fetch; a + n * g: of its part in group g
+  kMissing,      // request a + n * g: the peer does not have that page (of states only)
   kFetchDone,    // of request a, with a first token (if it may have one)
   kFetchLost,    // of request a
   kGrant,        // lease of request a's pages, tail included; a + n * g: in group g
@@ -107,10 +109,18 @@ class World {
       std::int32_t index;
       std::int32_t page;
       std::int32_t host;  // page of the host tier that it is restored from, or -1
+      std::size_t group = 0;
     };
     std::vector<Target> pages;
+    std::vector<std::vector<Target>> beside;  // by side group: what is still to come
     std::size_t arrived = 0;
-    bool awaits = false;  // a first token comes with it
+    bool awaits = false;   // a first token comes with it
+    bool complete = true;  // so far as nothing that was needed is missing
+    bool whole() const {
+      return complete && arrived == pages.size() &&
+             std::all_of(beside.begin(), beside.end(),
+                         [](const auto& left) { return left.empty(); });
+    }
   };
   struct Offload {
     OffloadId id;
@@ -136,6 +146,8 @@ class World {
   void do_complete(int variant);
   void do_abandon();
   void do_arrive(int request);
+  void do_side_arrival(int which, bool missing);
+  const std::vector<Fetch::Target>* still_to_come(int which) const;
   void do_fetch_end(int request, bool done);
   void do_grant(int request);
   void do_release(std::size_t lease);
@@ -175,7 +187,11 @@ class World {
   std::vector<Request> requests_;
   std::vector<std::vector<std::vector<std::int32_t>>> tables_;  // page tables, by group and slot
   std::vector<std::vector<std::vector<Tag>>> contents_;  // by group and page; one tag for a state
-  std::vector<int> remote_writer_;  // by page: request whose fetch may write it, or -1
+  // By group and page: request whose fetch may write it, or -1.
+  std::vector<std::vector<int>> remote_writer_;
+  int& remote_writer(std::size_t group, std::int32_t page) {
+    return remote_writer_[group][static_cast<std::size_t>(page)];
+  }
   std::map<int, Fetch> fetches_;
   std::vector<Offload> offloads_;
   std::vector<std::vector<Tag>> host_contents_;

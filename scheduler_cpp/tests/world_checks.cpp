@@ -21,14 +21,17 @@ void World::check_all() {
     }
   }
   // A page under a remote write belongs to the request that asked for it, and to nobody else.
-  for (std::size_t page = 0; page < remote_writer_.size(); ++page) {
-    if (remote_writer_[page] < 0) continue;
-    for (std::size_t a = 0; a < requests_.size(); ++a) {
-      const auto pages = scheduler_.pages_of(a + 1);
-      const bool holds =
-          std::find(pages.begin(), pages.end(), static_cast<std::int32_t>(page)) != pages.end();
-      if (holds != (static_cast<int>(a) == remote_writer_[page])) {
-        return fail("a page under a remote write changed hands");
+  for (std::size_t group = 0; group < remote_writer_.size(); ++group) {
+    for (std::size_t page = 0; page < remote_writer_[group].size(); ++page) {
+      const int writer = remote_writer_[group][page];
+      if (writer < 0) continue;
+      for (std::size_t a = 0; a < requests_.size(); ++a) {
+        const auto pages = scheduler_.pages_of(a + 1, group);
+        const bool holds =
+            std::find(pages.begin(), pages.end(), static_cast<std::int32_t>(page)) != pages.end();
+        if (holds != (static_cast<int>(a) == writer)) {
+          return fail("a page under a remote write changed hands");
+        }
       }
     }
   }
@@ -84,6 +87,9 @@ std::vector<std::uint64_t> World::fingerprint() const {
     print.push_back(request.draft.size());
     const auto fetch = fetches_.find(static_cast<int>(a));
     print.push_back(fetch == fetches_.end() ? 0 : fetch->second.arrived + 1);
+    if (fetch == fetches_.end()) continue;
+    print.push_back(fetch->second.complete);
+    for (const auto& left : fetch->second.beside) print.push_back(left.size());
   }
   print.push_back(offloads_.size());
   for (const LeaseSeen& lease : leases_) {

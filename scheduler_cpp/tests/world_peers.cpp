@@ -7,7 +7,7 @@ namespace baton::world {
 
 void World::do_arrive(int a) {
   Fetch& fetch = fetches_[a];
-  const auto [index, page, host] = fetch.pages[fetch.arrived];
+  const auto [index, page, host, group] = fetch.pages[fetch.arrived];
   const Request& request = requests_[static_cast<std::size_t>(a)];
   const std::size_t first = static_cast<std::size_t>(index) * setup_.config.page_size;
   if (host >= 0) content(0, page) = host_contents_[static_cast<std::size_t>(host)];
@@ -18,7 +18,7 @@ void World::do_arrive(int a) {
       content(0, page)[i] = request.tags[first + i];
     }
   }
-  remote_writer_[static_cast<std::size_t>(page)] = -1;
+  remote_writer(0, page) = -1;
   ++fetch.arrived;
   const bool fetching = scheduler_.state_of(static_cast<RequestId>(a + 1)) == "Fetching";
   const Reply reply =
@@ -26,22 +26,73 @@ void World::do_arrive(int a) {
   if (fetching != (reply == Reply::kAccepted)) fail("an arrival was answered wrongly");
 }
 
+const std::vector<World::Fetch::Target>* World::still_to_come(int which) const {
+  const auto n = static_cast<int>(requests_.size());
+  const auto fetch = fetches_.find(which % n);
+  if (fetch == fetches_.end()) return nullptr;
+  const auto group = static_cast<std::size_t>(which / n);
+  if (group > fetch->second.beside.size()) return nullptr;
+  const auto& left = fetch->second.beside[group - 1];
+  return left.empty() ? nullptr : &left;
+}
+
+// The next page of a window, the state after a prompt or the first snapshot of those that serve; or
+// the peer does not have that one.
+void World::do_side_arrival(int which, bool missing) {
+  const auto n = static_cast<int>(requests_.size());
+  const int a = which % n;
+  Fetch& fetch = fetches_[a];
+  auto& left = fetch.beside[static_cast<std::size_t>(which / n) - 1];
+  const Fetch::Target target = left.front();
+  const Request& request = requests_[static_cast<std::size_t>(a)];
+  const std::size_t page_size = setup_.config.page_size;
+  const bool state = side(target.group).keeps == Retention::kState;
+  const std::size_t first = static_cast<std::size_t>(target.index) * page_size;
+  const bool at_end = first + page_size >= request.prompt;
+  left.erase(left.begin());
+  if (missing) {
+    // Snapshots further back may still come; a prompt's end is what its reader needs.
+    fetch.complete &= !(fetch.awaits ? at_end : left.empty());
+    return;
+  }
+  auto& held = content(target.group, target.page);
+  if (state) {
+    held[0] = request.tags[std::min(first + page_size, request.prompt) - 1];
+    if (!fetch.awaits) left.clear();  // one snapshot is enough
+  } else {
+    for (std::size_t i = 0; i < page_size && first + i < request.prompt; ++i) {
+      held[i] = request.tags[first + i];
+    }
+  }
+  remote_writer(target.group, target.page) = -1;
+  const auto id = static_cast<RequestId>(a + 1);
+  const bool fetching = scheduler_.state_of(id) == "Fetching";
+  const auto index = static_cast<std::size_t>(target.index);
+  if (fetching && scheduler_.pages_arrived(id, index + 7, 1, target.group) == Reply::kAccepted) {
+    fail("a page that was not asked for was accepted");
+  }
+  const Reply reply = scheduler_.pages_arrived(id, index, 1, target.group);
+  if (fetching != (reply == Reply::kAccepted)) fail("a side arrival was answered wrongly");
+}
+
 void World::do_fetch_end(int a, bool done) {
   Fetch fetch = std::move(fetches_[a]);
   fetches_.erase(a);
-  for (const Fetch::Target& target : fetch.pages) {
-    int& writer = remote_writer_[static_cast<std::size_t>(target.page)];
-    if (writer == a) writer = -1;
-  }
+  for (auto& group : remote_writer_) std::replace(group.begin(), group.end(), a, -1);
   const auto id = static_cast<RequestId>(a + 1);
   Request& request = requests_[static_cast<std::size_t>(a)];
   const bool fetching = scheduler_.state_of(id) == "Fetching";
+  const std::size_t running = scheduler_.stats().generated_tokens;
   std::optional<Token> first;
   if (done && fetch.awaits) first = next_token(request, request.tokens.size() - 1);
   if (scheduler_.fetch_ended(id, first, false, now_) != Reply::kAccepted) {
     fail("the end of a fetch was not accepted");
   }
-  if (fetching && first) {
+  // A snapshot that was only kept may be missing.
+  const bool started = scheduler_.stats().generated_tokens > running;
+  if (fetching && first && fetch.whole() && !started) fail("all has come, and it does not decode");
+  if (started && !fetch.complete) fail("a state is missing, and it decodes");
+  if (started) {
     append(request, *first, setup_.scripts[static_cast<std::size_t>(a)].tenant);
     ++request.emitted;
   }

@@ -60,6 +60,8 @@ void World::check_side_writers() {
                    [&](std::size_t group, std::size_t i, std::int32_t page) {
                      if (page < 0)
                        return fail("a row writes where it has no page beside full attention");
+                     if (remote_writer(group, page) >= 0)
+                       fail("a row writes a side page that a fetch may still write");
                      int holders = 0;
                      for (std::size_t a = 0; a < requests_.size(); ++a) {
                        for (const std::int32_t held : scheduler_.pages_of(a + 1, group))

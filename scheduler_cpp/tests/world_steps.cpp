@@ -102,7 +102,7 @@ void World::start_step() {
         return;
       }
       written.insert(page);
-      if (remote_writer_[static_cast<std::size_t>(page)] >= 0) {
+      if (remote_writer(0, page) >= 0) {
         fail("a row writes a page that a fetch may still write");
       }
     }

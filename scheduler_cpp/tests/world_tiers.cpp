@@ -7,15 +7,24 @@ namespace baton::world {
 
 void World::take_movements(const Plan& plan) {
   const auto fill = [this](int a, const Fetch::Target& target) {
-    int& writer = remote_writer_[static_cast<std::size_t>(target.page)];
-    if (writer >= 0) fail("a fetch targets a page that another fetch may still write");
+    int& writer = remote_writer(target.group, target.page);
+    Fetch& fetch = fetches_[a];
+    fetch.beside.resize(scheduler_.groups() - 1);
+    if (writer >= 0 && (target.group == 0 || writer != a)) {
+      fail("a fetch targets a page that another fetch may still write");
+    }
     writer = a;
-    std::fill(content(0, target.page).begin(), content(0, target.page).end(), kGarbage);
+    auto& blank = content(target.group, target.page);
+    std::fill(blank.begin(), blank.end(), kGarbage);
+    if (target.group > 0) {
+      fetch.beside[target.group - 1].push_back(target);
+      return;
+    }
     for (const Offload& offload : offloads_) {
       if (offload.pages.page == target.page) fail("a fetch targets a page that is being copied");
       if (offload.pages.host_page == target.host) fail("a restore reads what is being written");
     }
-    fetches_[a].pages.push_back(target);
+    fetch.pages.push_back(target);
   };
   for (std::size_t i = 0; i < plan.restore_requests.size(); ++i) {
     const RestorePage& page = plan.restore_pages[i];
@@ -23,7 +32,8 @@ void World::take_movements(const Plan& plan) {
   }
   for (std::size_t i = 0; i < plan.fetch_requests.size(); ++i) {
     const FetchPage& page = plan.fetch_pages[i];
-    fill(script_of(plan.fetch_requests[i]), {page.page_index, page.page, -1});
+    fill(script_of(plan.fetch_requests[i]),
+         {page.page_index, page.page, -1, static_cast<std::size_t>(plan.fetch_groups[i])});
   }
   for (std::size_t i = 0; i < plan.offloads.size(); ++i) {
     const OffloadPage pages = plan.offload_pages[i];

@@ -86,9 +86,7 @@ class EngineWorker:
         await self.engine.load()
         about = self.engine.description
         me = Peer(name=self.engine.name, epoch=self.engine.epoch)
-        servicer = KvPeerServicer(
-            self.engine.holder, me, about.identity, self.engine.exporter.exported
-        )
+        servicer = KvPeerServicer(self.engine.holder, me, about.identity, self.engine.exported)
         self._server = Server("127.0.0.1:0", [(servicer, add_KvPeerServiceServicer_to_server)])
         await self._server.start()
         me.address = self._server.address

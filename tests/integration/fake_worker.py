@@ -76,8 +76,11 @@ class FakeWorker(worker_pb2_grpc.WorkerServiceServicer):
         self.connected.clear()
         for task in self._tasks:
             task.cancel()
-        if self._server is not None:
-            await self._server.stop(grace=None)
+        if (server := self._server) is not None:
+            await server.stop(grace=None)
+            # gRPC's destructor wants a running loop: not left to whoever collects it later.
+            if self._server is server:
+                self._server = None
         self._outbox = asyncio.Queue()
 
     @property

@@ -10,13 +10,10 @@ from pathlib import Path
 import pytest
 
 from baton_engine import (
-    Await,
     Done,
     EngineConfig,
-    EngineRefusal,
     FailReason,
     FinishReason,
-    HandOver,
 )
 
 from .engine_worker import EngineWorker, prompts, running
@@ -185,16 +182,6 @@ def test_two_ranks_hold_half_of_the_heads_each(
     )
     expected = [reference.greedy(prompt, 8) for prompt in asked]
     assert output.splitlines() == [str(expected)] * 2
-
-
-async def test_what_needs_another_worker_is_refused(checkpoint: Path) -> None:
-    async with running(checkpoint, "decode") as worker:
-        for name, goal in (("out", HandOver("reader")), ("in", Await(worker.peer))):
-            with pytest.raises(EngineRefusal, match=r"cache groups .*'state'") as refused:
-                worker.submit(name, [1, 2, 3], goal=goal)
-            assert refused.value.reason is FailReason.INCOMPATIBLE_PEER
-        assert isinstance(await worker.submit("here", [1, 2, 3]).ended(), Done)
-        assert worker.engine.held_hashes().shape == (0, 16)
 
 
 async def test_settings_of_states_are_checked(checkpoint: Path, deepseek_checkpoint: Path) -> None:

@@ -162,7 +162,7 @@ async def test_abort_flush_loads_and_health(checkpoint: Path, tmp_path: Path) ->
             while await call.read() is not grpc.aio.EOF:
                 pass
         assert aborted.value.code() == grpc.StatusCode.CANCELLED
-        await asyncio.wait_for(worker.runs[0].cancelled.wait(), 5)
+        await asyncio.wait_for(worker.runs[0].cancelled.wait(), 20)
         answer = await stub.Abort(smg.AbortRequest(request_id="r"), timeout=5)
         assert not answer.success
 

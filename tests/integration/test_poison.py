@@ -26,7 +26,7 @@ async def test_a_poisoned_page_that_is_used_changes_the_answer(
         again = worker.submit("again", prompt, NEW)  # reuses the pages of the first
         await again.ended()
         assert first.tokens == again.tokens == right
-        arena = worker.engine.exporter.arena
+        arena = worker.engine.arenas[0]
         free = (arena.pages == PATTERN).all(axis=1)
         assert 0 < (~free).sum() < 10, "free pages are poisoned, the held ones are not"
         arena.pages[:] = PATTERN  # as if the pages of the prefix had been given away meanwhile

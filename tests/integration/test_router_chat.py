@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -115,7 +116,7 @@ async def test_health_follows_the_decode_workers(small_checkpoint: Path, tmp_pat
     async with running_router(small_checkpoint, tmp_path, [decode]) as router:
         stub = health_pb2_grpc.HealthStub(router.connection)
         await decode.die()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while True:
                 answer = await stub.Check(health_pb2.HealthCheckRequest())
                 if answer.status == health_pb2.HealthCheckResponse.NOT_SERVING:
@@ -149,45 +150,47 @@ async def test_the_directory_is_followed(small_checkpoint: Path, tmp_path: Path)
     prefill, decode = FakeWorker("prefill", "p"), FakeWorker("decode", "d")
     await prefill.start()
     await decode.start()
-    prompt = list(range(20, 120))
-    request = pb.GenerateRequest(
-        token_ids=pb.TokenIds(ids=prompt), stop=pb.StopParams(max_tokens=2, ignore_eos=True)
-    )
+    prompt, probe = list(range(20, 120)), list(range(120, 20, -1))
     section = {"routing": {"local_suffix_tokens": 0}, "kvstore": f"127.0.0.1:{port}"}
     workers = [prefill, decode]
     async with running_router(small_checkpoint, tmp_path, workers, **section) as router:
-        await hear(router.stub.Generate(request, timeout=10))
-        key = decode.runs[0].start.cache_key
-        chain = page_hashes(sequence(prompt), 16, key).tobytes()
+
+        async def ask(ids: list[int]) -> tuple[Run, Run]:
+            stop = pb.StopParams(max_tokens=2, ignore_eos=True)
+            request = pb.GenerateRequest(token_ids=pb.TokenIds(ids=ids), stop=stop)
+            await hear(router.stub.Generate(request, timeout=10))
+            return prefill.runs[-1], decode.runs[-1]
+
+        key = (await ask(prompt))[1].start.cache_key
+        chain, other = (
+            page_hashes(np.asarray(ids, np.int32), 16, key).tobytes() for ids in (prompt, probe)
+        )
         storage = kv.Peer(name="kv", address="kv:1", epoch=9)
         dead = kv.Peer(name="p", address="p:1", epoch=prefill.epoch + 1000)
         changes = [
             kv.HolderChange(holder=storage, added=chain[: 4 * 16], storage=True),
             kv.HolderChange(holder=dead, added=chain),
+            *(kv.HolderChange(holder=w.peer, removed=other) for w in workers),
+            kv.HolderChange(holder=storage, added=other[: 2 * 16], storage=True),
         ]
         directory.events.put_nowait(kv.WatchResponse(sequence=1, snapshot=True, changes=changes))
-        await asyncio.sleep(0.3)
-        await hear(router.stub.Generate(request, timeout=10))
-        sources = [(s.holder.name, s.pages) for s in decode.runs[1].start.sources]
+        async with asyncio.timeout(10):
+            while not (await ask(probe))[0].start.sources:  # it has not heard the snapshot yet
+                await asyncio.sleep(0.01)
+        prefilling, decoding = await ask(prompt)
+        sources = [(s.holder.name, s.pages) for s in decoding.start.sources]
         # Its own pages are no source; the router's memory of its own requests knows them.
-        assert sources in ([], [("p", 6)]) and not prefill.runs[1].start.sources
+        assert sources in ([], [("p", 6)]) and not prefilling.start.sources
 
-        removed = kv.HolderChange(holder=prefill.peer, removed=chain)
-        away = kv.HolderChange(holder=decode.peer, removed=chain)
-        directory.events.put_nowait(kv.WatchResponse(sequence=2, changes=[removed, away]))
-        await asyncio.sleep(0.3)
-        await hear(router.stub.Generate(request, timeout=10))
-        named = [(s.holder, s.pages) for s in prefill.runs[2].start.sources]
-        assert named == [(storage, 4)]
+        gone = [kv.HolderChange(holder=w.peer, removed=chain) for w in workers]
+        directory.events.put_nowait(kv.WatchResponse(sequence=2, changes=gone))
+        async with asyncio.timeout(10):
+            while not (sources_now := (await ask(prompt))[0].start.sources):
+                await asyncio.sleep(0.01)
+        assert [(s.holder, s.pages) for s in sources_now] == [(storage, 4)]
     await server.stop(None)
     await prefill.die()
     await decode.die()
-
-
-def sequence(prompt: list[int]) -> Any:
-    import numpy as np
-
-    return np.asarray(prompt, dtype=np.int32)
 
 
 async def test_invalid_utf8_and_the_next_request(small_checkpoint: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from baton.v1 import errors_pb2 as errors
 from baton.v1 import inference_pb2 as pb
@@ -31,6 +32,7 @@ def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+SERVING = health_pb2.HealthCheckResponse.SERVING
 PROMPT = list(range(50, 90))
 EXPECTED = [token_at(len(PROMPT) + i) for i in range(12)]
 
@@ -55,7 +57,7 @@ async def cluster(
             await worker.die()
 
 
-async def until(condition: Any, seconds: float = 5.0) -> None:
+async def until(condition: Any, seconds: float = 20.0) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.005)
@@ -295,8 +297,8 @@ async def test_the_client_leaves(small_checkpoint: Path, tmp_path: Path, how: st
             with pytest.raises(grpc.aio.AioRpcError) as raised:
                 await hear(call)
             assert raised.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-        await asyncio.wait_for(decode.runs[0].cancelled.wait(), 2)
-        await asyncio.wait_for(prefill.runs[0].cancelled.wait(), 2)
+        await asyncio.wait_for(decode.runs[0].cancelled.wait(), 20)
+        await asyncio.wait_for(prefill.runs[0].cancelled.wait(), 20)
         prefill.script = decode.script = generate
         assert (await hear(router.stub.Generate(request(), timeout=10))).token_ids == EXPECTED
         metrics = await router.metrics()
@@ -306,11 +308,21 @@ async def test_the_client_leaves(small_checkpoint: Path, tmp_path: Path, how: st
 async def test_a_draining_worker_gets_nothing_new(small_checkpoint: Path, tmp_path: Path) -> None:
     workers = [FakeWorker("decode", name) for name in ("d0", "d1")]
     async with cluster(small_checkpoint, tmp_path, *workers) as router:
-        workers[0].say(draining=True)
-        await asyncio.sleep(0.2)
-        for _ in range(4):
+
+        async def ask() -> None:
             await hear(router.stub.Generate(request(), timeout=10))
-    assert (len(workers[0].runs), len(workers[1].runs)) == (0, 4)
+
+        await ask()
+        [preferred] = [worker for worker in workers if worker.runs]  # it has the prompt's pages
+        [other] = [worker for worker in workers if not worker.runs]
+        preferred.say(draining=True)
+        async with asyncio.timeout(10):
+            while not other.runs:  # the router has not heard of it yet
+                await ask()
+        before = len(preferred.runs)
+        for _ in range(4):
+            await ask()
+    assert (len(preferred.runs), len(other.runs)) == (before, 5)
 
 
 async def test_no_worker(small_checkpoint: Path, tmp_path: Path) -> None:
@@ -325,7 +337,7 @@ async def test_no_worker(small_checkpoint: Path, tmp_path: Path) -> None:
             errors.ERROR_REASON_NO_WORKER,
         )
         await decode.start(address)
-        await asyncio.wait_for(decode.connected.wait(), 5)
+        await asyncio.wait_for(decode.connected.wait(), 20)
         assert (await hear(router.stub.Generate(request(), timeout=10))).token_ids == EXPECTED
 
 
@@ -374,7 +386,7 @@ async def test_stop_string_ends_the_request_at_the_worker(
         stop = pb.StopParams(max_tokens=100, stop=["xxxx"])
         ids = pb.TokenIds(ids=[letter] * 30)
         heard = await hear(router.stub.Generate(request(token_ids=ids, stop=stop), timeout=10))
-        await asyncio.wait_for(decode.runs[0].cancelled.wait(), 2)
+        await asyncio.wait_for(decode.runs[0].cancelled.wait(), 20)
     assert heard.text == ""
     assert heard.token_ids == [letter] * 4
     assert heard.finished.reason == pb.FINISH_REASON_STOP_STRING
@@ -441,26 +453,33 @@ async def test_too_many_requests(small_checkpoint: Path, tmp_path: Path) -> None
             errors.ERROR_REASON_OVERLOADED,
         )
         first.cancel()
-        await asyncio.wait_for(decode.runs[0].cancelled.wait(), 2)
+        await asyncio.wait_for(decode.runs[0].cancelled.wait(), 20)
         decode.script = generate
         assert (await hear(router.stub.Generate(request(), timeout=10))).token_ids == EXPECTED
 
 
 async def test_sigterm_lets_streams_end(small_checkpoint: Path, tmp_path: Path) -> None:
+    refused = asyncio.Event()
+
     async def slow(worker: FakeWorker, run: Run) -> None:
-        await generate_tokens(worker, run, run.start.max_new_tokens, pause_s=0.05)
+        await generate_tokens(worker, run, run.start.max_new_tokens)
+        await refused.wait()
         worker.say(worker.done(run, cost=default_cost(run)))
 
     decode = FakeWorker("decode", "d", script=slow)
     async with cluster(small_checkpoint, tmp_path, decode) as router:
         reading = asyncio.create_task(hear(router.stub.Generate(request(), timeout=20)))
         await until(lambda: decode.runs)
+        health = health_pb2_grpc.HealthStub(router.connection)
         router.process.terminate()
-        await asyncio.sleep(0.1)
+        async with asyncio.timeout(10):
+            while (await health.Check(health_pb2.HealthCheckRequest())).status == SERVING:
+                await asyncio.sleep(0.01)
         await assert_refused(
             router.stub.Generate(request(), timeout=10),
             grpc.StatusCode.UNAVAILABLE,
             errors.ERROR_REASON_DRAINING,
         )
+        refused.set()
         assert (await reading).token_ids == EXPECTED
         assert await asyncio.to_thread(router.process.wait, 10) == 0

@@ -11,7 +11,7 @@ import pytest
 from baton.v1 import kv_pb2 as pb
 from baton.v1 import kv_pb2_grpc
 from baton_rpc import channel
-from baton_transfer import PullFailure, PullSettings, ReadFailure
+from baton_transfer import PullFailure, PullSettings, ReadFailure, ReadOutcome
 
 from .transfer_holder import hashes, identity
 from .transfer_rig import HolderProcess, Reading, check_pages, holder, reading
@@ -28,15 +28,19 @@ async def memory_of(peer: pb.Peer, page_bytes: int = PAGE) -> bytes:
     return answer.memory.SerializeToString()
 
 
+def read(mine: Reading, memory: bytes, sources: list[int], targets: list[int]) -> ReadOutcome:
+    return mine.reader.submit(memory, 0, sources, targets).result()
+
+
 async def read_slowly_and(
     mine: Reading, peer: HolderProcess, number: signal.Signals, seconds: float
 ) -> tuple[pb.Peer, object]:
     """Starts a long read, sends the holder a signal in the middle of it; the outcome."""
     memory = await memory_of(peer.peer)
     sources = np.arange(PAGES, dtype=np.int32)
-    warm = await asyncio.to_thread(mine.reader.read, memory, [0], [0])
+    warm = await asyncio.to_thread(read, mine, memory, [0], [0])
     assert warm.failure is None
-    future = mine.reader.submit(memory, sources, sources, seconds=seconds)
+    future = mine.reader.submit(memory, 0, sources, sources, seconds=seconds)
     while not mine.arena.pages[8].any():
         await asyncio.sleep(0)
     peer.signal(number)
@@ -143,11 +147,11 @@ async def test_a_reader_that_closes_ends_its_reads() -> None:
         async with reading(page_bytes=PAGE, pages=PAGES) as mine:
             memory = await memory_of(peer.peer)
             sources = np.arange(PAGES, dtype=np.int32)
-            futures = [mine.reader.submit(memory, sources, sources) for _ in range(3)]
+            futures = [mine.reader.submit(memory, 0, sources, sources) for _ in range(3)]
             await asyncio.to_thread(mine.reader.close)
             outcomes = [future.result(timeout=5) for future in futures]
             assert outcomes[-1].failure is ReadFailure.CLOSED
-            late = mine.reader.read(memory, [0], [0])
+            late = read(mine, memory, [0], [0])
             assert late.failure is ReadFailure.CLOSED
             assert not [t for t in threading.enumerate() if t.name.startswith("baton-read-")]
 
@@ -155,25 +159,27 @@ async def test_a_reader_that_closes_ends_its_reads() -> None:
 async def test_memory_that_makes_no_sense_is_refused_without_a_read() -> None:
     with holder() as peer:
         async with reading() as mine:
-            memory = pb.ExportedMemory.FromString(await memory_of(peer.peer, 65536))
+            memory = pb.ExportedCache.FromString(await memory_of(peer.peer, 65536))
             cases = {
                 "outside": (memory.SerializeToString(), [64]),
                 "bytes": (_changed(memory, page_bytes=4096), [0]),
                 "neither": (_changed(memory, memory_type="DISK"), [0]),
-                "not an ExportedMemory": (b"\xff\xff", [0]),
+                "not an ExportedCache": (b"\xff\xff", [0]),
+                "of no rank": (b"", [0]),
+                "no cache group 0": (pb.ExportedCache(ranks=[{}]).SerializeToString(), [0]),
                 "peer metadata": (_changed(memory, agent_metadata=b"nonsense"), [0]),
             }
             for word, (data, sources) in cases.items():
-                outcome = await asyncio.to_thread(mine.reader.read, data, sources, [1])
+                outcome = await asyncio.to_thread(read, mine, data, sources, [1])
                 assert outcome.failure is ReadFailure.UNREADABLE, word
-                assert word in outcome.detail
+                assert word in outcome.detail, outcome
             with pytest.raises(ValueError, match="outside the arena"):
-                mine.reader.read(memory.SerializeToString(), [0], [64])
+                read(mine, memory.SerializeToString(), [0], [64])
 
 
-def _changed(memory: pb.ExportedMemory, **fields: object) -> bytes:
-    changed = pb.ExportedMemory()
+def _changed(memory: pb.ExportedCache, **fields: object) -> bytes:
+    changed = pb.ExportedCache()
     changed.CopyFrom(memory)
     for name, value in fields.items():
-        setattr(changed, name, value)
+        setattr(changed.ranks[0].groups[0], name, value)
     return changed.SerializeToString()

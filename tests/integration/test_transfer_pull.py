@@ -1,5 +1,7 @@
 """Two processes exchange pages: lease, NIXL read, checksum, release, verdict."""
 
+import asyncio
+
 import numpy as np
 import pytest
 
@@ -24,6 +26,25 @@ async def test_pages_arrive_whole_at_scattered_targets() -> None:
             check_pages(mine.arena, targets, 1)
             untouched = np.setdiff1d(np.arange(64), targets)
             assert not mine.arena.pages[untouched].any()
+
+
+async def test_each_cache_group_is_pulled_into_its_own_arena() -> None:
+    sizes = (65536, 4096 * 41)
+    with holder(page_bytes=sizes) as peer:
+        async with reading(page_bytes=sizes) as mine:
+            targets = scattered(20), scattered(9)[::-1].copy()
+            both = await asyncio.gather(
+                mine.puller.pull(peer.peer, hashes(1, 20), targets[0]),
+                mine.puller.pull(peer.peer, hashes(2, 9), targets[1], group=1),
+            )
+            for pulled, pages, arena, seed in zip(both, targets, mine.arenas, (1, 2), strict=True):
+                assert (pulled.arrived, pulled.failure) == (len(pages), None), pulled
+                check_pages(arena, pages, seed)
+                assert not arena.pages[np.setdiff1d(np.arange(64), pages)].any()
+            other = await mine.puller.pull(peer.peer, hashes(1, 1), targets[0][:1], group=1)
+            assert other.failure is PullFailure.NOT_HELD, "identities are of one group"
+            with pytest.raises(ValueError, match="group 2"):
+                await mine.puller.pull(peer.peer, hashes(1, 1), targets[0][:1], group=2)
 
 
 async def test_a_holder_that_has_fewer_pages_gives_its_prefix() -> None:

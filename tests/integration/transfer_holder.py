@@ -2,7 +2,8 @@
 
 Prints one JSON line (address, epoch) when it serves; ends when its stdin does.
 Page i of seed s contains `page_content(s, i, page_bytes)` and has the identity
-`page_hash(s, i)`, so the reading side knows what must arrive.
+`page_hash(s, i)`, so the reading side knows what must arrive. `page_bytes` may be
+a list: that many cache groups, whose seeds are s, s + 1 ...
 """
 
 import asyncio
@@ -29,7 +30,7 @@ from baton_transfer import (
     new_epoch,
 )
 
-GROUP = "full"
+GROUPS = ("full", "state")
 
 
 def page_hash(seed: int, index: int) -> bytes:
@@ -48,21 +49,25 @@ def page_content(seed: int, index: int, page_bytes: int) -> NDArray[np.uint8]:
 
 
 def identity(
-    page_bytes: int, fingerprint: str = "model", page_size: int = 16, dtype: str = "float32"
+    page_bytes: int | Sequence[int],
+    fingerprint: str = "model",
+    page_size: int = 16,
+    dtype: str = "float32",
 ) -> pb.CacheIdentity:
-    group = pb.CacheGroupIdentity(name=GROUP, dtype=dtype, layers=2, page_bytes=page_bytes)
-    return cache_identity(fingerprint, page_size, [group])
+    sizes = [page_bytes] if isinstance(page_bytes, int) else page_bytes
+    groups = [
+        pb.CacheGroupIdentity(name=name, dtype=dtype, layers=2, page_bytes=size)
+        for name, size in zip(GROUPS, sizes, strict=False)
+    ]
+    return cache_identity(fingerprint, page_size, groups)
 
 
 class Shelf:
     """A PageHolder of fixed pages; page i lies at slot num_pages - 1 - i."""
 
-    def __init__(self, arena: PageArena, options: dict[str, object]) -> None:
-        self.arena = arena
+    def __init__(self, arenas: Sequence[PageArena], options: dict[str, object]) -> None:
+        self.arenas = arenas
         self.seed = int(str(options["seed"]))
-        self.slots = {
-            page_hash(self.seed, i): arena.num_pages - 1 - i for i in range(arena.num_pages)
-        }
         self.ttl_cap_ms = int(str(options.get("ttl_cap_ms", 60_000)))
         self.renewable = bool(options.get("renewable", True))
         self.with_checksums = bool(options.get("checksums", True))
@@ -71,19 +76,23 @@ class Shelf:
         self.handed: list[tuple[str, int]] = []
         self.told = asyncio.Event()
 
-    def grant(self, reader: str, hashes: NDArray[np.uint8], ttl_ms: int) -> LeaseGrant:
+    def grant(self, reader: str, hashes: NDArray[np.uint8], ttl_ms: int, group: int) -> LeaseGrant:
+        arena = self.arenas[group]
+        slots = {
+            page_hash(self.seed + group, i): arena.num_pages - 1 - i for i in range(arena.num_pages)
+        }
         pages: list[int] = []
         for row in hashes:
-            slot = self.slots.get(row.tobytes())
+            slot = slots.get(row.tobytes())
             if slot is None:
                 break
             pages.append(slot)
         if not pages:
             return LeaseGrant(0, np.empty(0, np.int32), None, 0)
         held = np.array(pages, np.int32)
-        sums = self.arena.checksums(held) if self.with_checksums else None
-        for page in held[np.isin(held, [self.arena.num_pages - 1 - i for i in self.corrupt])]:
-            self.arena.pages[page, -1] ^= 1  # after the checksum was taken
+        sums = arena.checksums(held) if self.with_checksums else None
+        for page in held[np.isin(held, [arena.num_pages - 1 - i for i in self.corrupt])]:
+            arena.pages[page, -1] ^= 1  # after the checksum was taken
         ttl_ms = min(ttl_ms, self.ttl_cap_ms)
         lease = self.book.grant(held, time.monotonic(), ttl_ms / 1000)
         return LeaseGrant(lease, held, sums, ttl_ms)
@@ -112,15 +121,19 @@ class Shelf:
 
 async def hold(options: dict[str, object]) -> None:
     configure_ucx(Transport(str(options.get("transport", "local"))))
-    page_bytes, pages = int(str(options["page_bytes"])), int(str(options["pages"]))
-    arena = PageArena.allocate(page_bytes=page_bytes, num_pages=pages)
-    for i in range(pages):
-        arena.pages[pages - 1 - i] = page_content(int(str(options["seed"])), i, page_bytes)
+    pages, seed = int(str(options["pages"])), int(str(options["seed"]))
+    sizes = options["page_bytes"]
+    page_bytes = sizes if isinstance(sizes, list) else [int(str(sizes))]
+    arenas = [PageArena.allocate(page_bytes=size, num_pages=pages) for size in page_bytes]
+    for group, arena in enumerate(arenas):
+        for i in range(pages):
+            arena.pages[pages - 1 - i] = page_content(seed + group, i, arena.page_bytes)
     name, epoch = str(options.get("name", "holder")), new_epoch()
     me = pb.Peer(name=name, epoch=epoch)
-    exporter = Exporter(name, epoch, arena)
+    exporter = Exporter(name, epoch, arenas)
     cache = identity(page_bytes, str(options.get("fingerprint", "model")))
-    servicer = KvPeerServicer(Shelf(arena, options), me, cache, exporter.exported)
+    exported = pb.ExportedCache(ranks=[exporter.exported])
+    servicer = KvPeerServicer(Shelf(arenas, options), me, cache, exported)
     server = Server(
         str(options.get("listen", "127.0.0.1:0")), [(servicer, add_KvPeerServiceServicer_to_server)]
     )

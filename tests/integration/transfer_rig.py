@@ -15,8 +15,8 @@ import numpy as np
 
 from baton.v1 import kv_pb2 as pb
 from baton_transfer import (
+    CacheReader,
     PageArena,
-    PageReader,
     Puller,
     PullSettings,
     Transport,
@@ -75,33 +75,40 @@ def holder(*, inside: Sequence[str] = (), **options: object) -> Iterator[HolderP
 
 @dataclass
 class Reading:
-    arena: PageArena
-    reader: PageReader
+    arenas: list[PageArena]
+    reader: CacheReader
     puller: Puller
+
+    @property
+    def arena(self) -> PageArena:
+        """Of the first cache group."""
+        return self.arenas[0]
 
 
 @asynccontextmanager
 async def reading(
     *,
-    page_bytes: int = 65536,
+    page_bytes: int | Sequence[int] = 65536,
     pages: int = 64,
     fingerprint: str = "model",
     settings: PullSettings | None = None,
     floor_bytes_per_s: float = 50e6,
 ) -> AsyncIterator[Reading]:
     configure_ucx(Transport.LOCAL)
-    arena = PageArena.allocate(page_bytes=page_bytes, num_pages=pages)
-    reader = PageReader("reader", arena, floor_bytes_per_s=floor_bytes_per_s)
+    sizes = [page_bytes] if isinstance(page_bytes, int) else page_bytes
+    cache = identity(page_bytes, fingerprint)
+    arenas = [PageArena.allocate(page_bytes=size, num_pages=pages) for size in sizes]
+    reader = CacheReader("reader", cache.groups, arenas, floor_bytes_per_s=floor_bytes_per_s)
     me = pb.Peer(name="reader", address="127.0.0.1:1", epoch=new_epoch())
     puller = Puller(
         me,
-        identity(page_bytes, fingerprint),
+        cache,
         read_with(reader),
         forget=reader.forget,
         settings=settings,
     )
     try:
-        yield Reading(arena, reader, puller)
+        yield Reading(arenas, reader, puller)
     finally:
         await puller.close()
         reader.close()

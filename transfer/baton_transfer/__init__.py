@@ -4,12 +4,14 @@ Imports no torch. `configure_ucx` must run before the first Exporter or PageRead
 """
 
 from baton_transfer.arena import MemoryType, PageArena
+from baton_transfer.cache_reader import CacheReader
 from baton_transfer.exporter import Exporter
 from baton_transfer.following import Follower, HolderLost
+from baton_transfer.fragments import Cut
 from baton_transfer.holder import LeaseGrant, PageHolder
 from baton_transfer.identity import WIRE_VERSION, cache_identity, differing_field, new_epoch
 from baton_transfer.leases import LeaseBook
-from baton_transfer.outcome import Pulled, PullFailure, ReadFailure, ReadOutcome
+from baton_transfer.outcome import Pulled, PullFailure, ReadFailure, ReadOutcome, together
 from baton_transfer.page_file import FileQueue, PageFile, PageFileError
 from baton_transfer.publisher import DirectoryPublisher
 from baton_transfer.puller import Puller, PullSettings, ReadPages, read_with
@@ -18,6 +20,8 @@ from baton_transfer.servicer import KvPeerServicer
 from baton_transfer.ucx import Transport, configure_ucx
 
 __all__ = [
+    "CacheReader",
+    "Cut",
     "DirectoryPublisher",
     "Exporter",
     "FileQueue",
@@ -46,4 +50,5 @@ __all__ = [
     "differing_field",
     "new_epoch",
     "read_with",
+    "together",
 ]

@@ -34,10 +34,10 @@ def measure_loopback() -> Loopback:
     source.pages[:] = np.random.default_rng(0).integers(0, 256, source.pages.shape, np.uint8)
     target = PageArena.allocate(page_bytes=_PAGE_BYTES, num_pages=_PAGES)
     order = np.random.default_rng(1).permutation(_PAGES).astype(np.int32)
-    exporter = Exporter("doctor", time.time_ns(), source)
+    exporter = Exporter("doctor", time.time_ns(), [source])
     reader = PageReader("doctor-reader", target)
     try:
-        memory = exporter.exported.SerializeToString()
+        memory = exporter.exported.groups[0].SerializeToString()
         sums = source.checksums(order)
         slots = np.arange(_PAGES, dtype=np.int32)
         bulk = [_whole(reader.read(memory, order, slots, sums)) for _ in range(_ROUNDS)]

@@ -1,35 +1,44 @@
-"""Makes an arena readable by other processes."""
+"""Makes arenas readable by other processes."""
 
 import weakref
+from collections.abc import Sequence
 
-from baton.v1.kv_pb2 import ExportedMemory
+from baton.v1.kv_pb2 import ExportedMemory, ExportedRank
 from baton_transfer.agent import Agent
 from baton_transfer.arena import PageArena
 
 
 class Exporter:
-    """The one agent of a holder that others read from. Live until close()."""
+    """The one agent of a rank that others read from. Live until close()."""
 
-    def __init__(self, name: str, epoch: int, arena: PageArena) -> None:
-        """`name` and `epoch` are the holder's: a restarted one is another agent."""
-        self.arena = arena
-        agent = Agent(f"{name}-{epoch:016x}", progress_thread=True)
+    def __init__(self, name: str, epoch: int, arenas: Sequence[PageArena], rank: int = 0) -> None:
+        """`arenas`: of every cache group, in order. `name` and `epoch` are the holder's: a
+        restarted one is another agent, and so is each of its ranks."""
+        self.arenas = tuple(arenas)
+        agent = Agent(f"{name}-{epoch:016x}-r{rank}", progress_thread=True)
         # Also at the interpreter's end: UCX crashes when it outlives what it uses.
         self._end = weakref.finalize(self, agent.destroy)
-        agent.register(arena.address, arena.size, arena.memory_type, arena.device)
-        self._exported = ExportedMemory(
-            agent=agent.name,
-            agent_metadata=agent.metadata(),
-            memory_type=arena.memory_type.value,
-            base=arena.address,
-            page_bytes=arena.page_bytes,
-            pages=arena.num_pages,
-            device=arena.device,
+        for arena in self.arenas:
+            agent.register(arena.address, arena.size, arena.memory_type, arena.device)
+        metadata = agent.metadata()
+        self._exported = ExportedRank(
+            groups=[
+                ExportedMemory(
+                    agent=agent.name,
+                    agent_metadata=metadata,
+                    memory_type=arena.memory_type.value,
+                    base=arena.address,
+                    page_bytes=arena.page_bytes,
+                    pages=arena.num_pages,
+                    device=arena.device,
+                )
+                for arena in self.arenas
+            ]
         )
 
     @property
-    def exported(self) -> ExportedMemory:
-        """What a peer needs to read the arena."""
+    def exported(self) -> ExportedRank:
+        """What a peer needs to read the arenas."""
         return self._exported
 
     def close(self) -> None:

@@ -31,8 +31,9 @@ class PageHolder(Protocol):
     has neither been released nor expired.
     """
 
-    def grant(self, reader: str, hashes: NDArray[np.uint8], ttl_ms: int) -> LeaseGrant:
-        """Leases the longest held prefix of `hashes`, uint8 [n, 16] in chain order.
+    def grant(self, reader: str, hashes: NDArray[np.uint8], ttl_ms: int, group: int) -> LeaseGrant:
+        """Leases the longest held prefix of `hashes`, uint8 [n, 16] in chain order, all of one
+        cache group: an index of CacheIdentity.groups.
 
         The holder may grant another time than `ttl_ms`, within its own bounds.
         """

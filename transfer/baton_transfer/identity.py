@@ -35,10 +35,14 @@ def differing_field(ours: CacheIdentity, theirs: CacheIdentity) -> str | None:
     if our_names != their_names:
         return f"groups: ours {our_names}, theirs {their_names}"
     for mine, other in zip(ours.groups, theirs.groups, strict=True):
-        for name in ("dtype", "layers", "page_bytes"):
-            if getattr(mine, name) != getattr(other, name):
-                return (
-                    f"groups[{mine.name}].{name}: ours {getattr(mine, name)!r}, "
-                    f"theirs {getattr(other, name)!r}"
-                )
+        for name in ("dtype", "layers", "blocks", "page_bytes"):
+            ours_is, theirs_is = _told(mine, name), _told(other, name)
+            if ours_is != theirs_is:
+                return f"groups[{mine.name}].{name}: ours {ours_is}, theirs {theirs_is}"
     return None
+
+
+def _told(group: CacheGroupIdentity, name: str) -> str:
+    if name == "blocks":
+        return " + ".join(f"{block.heads} heads of {block.head_bytes} B" for block in group.blocks)
+    return repr(getattr(group, name))

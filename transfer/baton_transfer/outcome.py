@@ -1,6 +1,8 @@
 """How reads and pulls end."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 
@@ -29,6 +31,19 @@ class ReadOutcome:
     failure: ReadFailure | None = None
     detail: str = ""
     verified: bool = False  # the arrived pages matched checksums
+
+
+def together(outcomes: Sequence[ReadOutcome]) -> ReadOutcome:
+    """Of reads whose pages are of use together only: the worst, with the bytes of all."""
+    worst = min(outcomes, key=lambda outcome: (outcome.arrived, outcome.failure is None))
+    return replace(worst, moved_bytes=sum(outcome.moved_bytes for outcome in outcomes))
+
+
+def ended_at_once(failure: ReadFailure, detail: str) -> Future[ReadOutcome]:
+    """A read that does not begin."""
+    future: Future[ReadOutcome] = Future()
+    future.set_result(ReadOutcome(0, 0, 0.0, failure, detail))
+    return future
 
 
 class PullFailure(StrEnum):

@@ -25,8 +25,7 @@ class Handshaken:
     """What a handshake brought."""
 
     epoch: int
-    memory: bytes  # a serialised ExportedMemory
-    page_bytes: int
+    memory: bytes  # a serialised ExportedCache
 
 
 class Credit:
@@ -92,12 +91,17 @@ class Holder:
         if self._hands is hands:
             self._hands = None
 
-    async def acquire(self, hashes: bytes) -> tuple[Handshaken, pb.AcquireResponse]:
-        """Leases what the holder has of `hashes`; in a new life too. Raises as handshake does."""
+    async def acquire(self, hashes: bytes, group: int) -> tuple[Handshaken, pb.AcquireResponse]:
+        """Leases what the holder has of `hashes`, all of one cache group; in a new life too.
+        Raises as handshake does."""
         for last in (False, True):
             hands = await self.handshake()
             request = pb.AcquireRequest(
-                reader=self._me.name, epoch=hands.epoch, page_hashes=hashes, ttl_ms=self.ttl_ms
+                reader=self._me.name,
+                epoch=hands.epoch,
+                page_hashes=hashes,
+                ttl_ms=self.ttl_ms,
+                group=group,
             )
             try:
                 answer = await self._ask(pb.LeaseRequest(acquire=request), ACQUIRE_S)
@@ -188,7 +192,7 @@ class Holder:
         if self._memory is not None and self._memory != memory:
             self._forget(self._memory)
         self._memory = memory
-        return Handshaken(answer.holder.epoch, memory, answer.memory.page_bytes)
+        return Handshaken(answer.holder.epoch, memory)
 
     async def close(self) -> None:
         """Ends the heartbeat, the stream and the channel."""

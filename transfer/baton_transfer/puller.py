@@ -13,33 +13,34 @@ from numpy.typing import NDArray
 from baton.v1 import kv_pb2 as pb
 from baton_rpc import Refusal
 from baton_transfer.arena import Pages
+from baton_transfer.cache_reader import CacheReader
 from baton_transfer.following import Follower
 from baton_transfer.lease_stream import Unreachable
 from baton_transfer.outcome import Pulled, PullFailure, ReadOutcome
 from baton_transfer.peers import Handshaken, Holder
-from baton_transfer.reader import PageReader
 
 log = logging.getLogger("baton.transfer")
 
-# (memory, source pages, target pages, checksums or None, stop) -> a terminal outcome.
+# (memory, group, source pages, target pages, checksums or None, stop) -> a terminal outcome.
 # With several ranks: the worst of their outcomes, when all of them are terminal.
 ReadPages = Callable[
-    [bytes, Pages, Pages, NDArray[np.uint64] | None, threading.Event], Awaitable[ReadOutcome]
+    [bytes, int, Pages, Pages, NDArray[np.uint64] | None, threading.Event], Awaitable[ReadOutcome]
 ]
 
 
-def read_with(reader: PageReader) -> ReadPages:
+def read_with(reader: CacheReader) -> ReadPages:
     """The `read` of a Puller for one rank."""
 
     async def read(
         memory: bytes,
+        group: int,
         sources: Pages,
         targets: Pages,
         checksums: NDArray[np.uint64] | None,
         stop: threading.Event,
     ) -> ReadOutcome:
         return await asyncio.wrap_future(
-            reader.submit(memory, sources, targets, checksums, stop=stop)
+            reader.submit(memory, group, sources, targets, checksums, stop=stop)
         )
 
     return read
@@ -85,21 +86,27 @@ class Puller:
         hashes: NDArray[np.uint8],
         targets: Pages,
         *,
+        group: int = 0,
         handed_over: tuple[str, int] | None = None,
     ) -> Pulled:
         """Brings the pages `hashes`, uint8 [n, 16], into our pages `targets`, int32 [n].
+
+        All are of one cache group, an index of CacheIdentity.groups; targets are pages of its
+        arena.
 
         Never raises for what a peer does; see Pulled.failure. Returns (also when
         cancelled: CancelledError comes only then) when nothing writes into the
         targets any more. `handed_over` (request_id, attempt) is told to the
         holder with the last release, when every page has arrived.
 
-        Raises ValueError for unequal lengths.
+        Raises ValueError for unequal lengths and for a group that does not exist.
         """
+        if not 0 <= group < len(self._identity.groups):
+            raise ValueError(f"group {group} of {len(self._identity.groups)} cache groups")
         if hashes.shape != (len(targets), 16):
             raise ValueError(f"hashes {hashes.shape} for {len(targets)} target pages")
         stop = threading.Event()
-        task = asyncio.create_task(self._pull(source, hashes, targets, handed_over, stop))
+        task = asyncio.create_task(self._pull(source, hashes, targets, group, handed_over, stop))
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -150,7 +157,8 @@ class Puller:
         none = np.empty(0, np.int32)
         try:
             hands = await holder.handshake()
-            await self._read(hands.memory, none, none, None, threading.Event())
+            for group in range(len(self._identity.groups)):
+                await self._read(hands.memory, group, none, none, None, threading.Event())
         except (Refusal, Unreachable) as error:
             log.info("not connected to %s yet: %s", holder.address, error)
 
@@ -171,12 +179,13 @@ class Puller:
         source: pb.Peer,
         hashes: NDArray[np.uint8],
         targets: Pages,
+        group: int,
         handed_over: tuple[str, int] | None,
         stop: threading.Event,
     ) -> Pulled:
         started = time.monotonic()
         holder = self._holder(source.address)
-        page_bytes = self._identity.groups[0].page_bytes
+        page_bytes = self._identity.groups[group].page_bytes
         step = max(1, holder.credit.limit // page_bytes)
         total = Pulled(0, 0, 0.0)
         for first in range(0, len(targets), step):
@@ -187,6 +196,7 @@ class Puller:
                     holder,
                     hashes[first : first + step],
                     wanted,
+                    group,
                     handed_over if last else None,
                     stop,
                 )
@@ -204,11 +214,12 @@ class Puller:
         holder: Holder,
         hashes: NDArray[np.uint8],
         targets: Pages,
+        group: int,
         handed_over: tuple[str, int] | None,
         stop: threading.Event,
     ) -> Pulled:
         try:
-            hands, lease = await holder.acquire(hashes.tobytes())
+            hands, lease = await holder.acquire(hashes.tobytes(), group)
         except Refusal as refusal:
             return _nothing(PullFailure.REFUSED, f"{refusal.reason_name}: {refusal.message}")
         except Unreachable as error:
@@ -219,9 +230,10 @@ class Puller:
         async with holder.kept(hands, lease.lease_id, stop):
             outcome = await self._read(
                 hands.memory,
+                group,
                 np.array(lease.pages[:count], np.int32),
                 targets[:count],
-                np.array(lease.checksums[:count], np.uint64) if lease.checksums else None,
+                _checksums(lease, count),
                 stop,
             )
         whole = outcome.arrived == len(targets)
@@ -261,6 +273,16 @@ def judged(outcome: ReadOutcome, valid: bool | None, wanted: int, address: str) 
     return Pulled(
         outcome.arrived, outcome.moved_bytes, outcome.seconds, failure, outcome.failure, detail
     )
+
+
+def _checksums(lease: pb.AcquireResponse, count: int) -> NDArray[np.uint64] | None:
+    """Of the first `count` pages, on each of the holder's ranks that are read from."""
+    if not lease.checksums:
+        return None
+    sums = np.array(lease.checksums, np.uint64)
+    if count == len(lease.pages):
+        return sums
+    return sums[np.arange(len(sums)) % len(lease.pages) < count]
 
 
 def _nothing(failure: PullFailure, detail: str) -> Pulled:

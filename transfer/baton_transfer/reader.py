@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from baton.v1.kv_pb2 import ExportedMemory
 from baton_transfer.arena import MemoryType, PageArena, Pages
 from baton_transfer.link import PeerLink
-from baton_transfer.outcome import ReadFailure, ReadOutcome
+from baton_transfer.outcome import ReadFailure, ReadOutcome, ended_at_once
 from baton_transfer.share import Read
 
 # A transfer slower than this is stuck, not slow: TCP on a bad day is ten times faster.
@@ -72,13 +72,13 @@ class PageReader:
         parsed = _parse(memory)
         unreadable = self._unreadable(parsed, source_pages)
         if parsed is None or unreadable:
-            return _ended(ReadFailure.UNREADABLE, unreadable)
+            return ended_at_once(ReadFailure.UNREADABLE, unreadable)
         if seconds is None:
             seconds = len(target_pages) * self._arena.page_bytes / self._floor + _GRACE_S
         read = Read(source_pages, target_pages, sums, seconds, stop)
         with self._lock:
             if self._closed:
-                return _ended(ReadFailure.CLOSED, "the reader was closed")
+                return ended_at_once(ReadFailure.CLOSED, "the reader was closed")
             link = self._links.get(memory)
             if link is None:
                 link = PeerLink(self._name, self._arena, parsed)
@@ -164,9 +164,3 @@ def _parse(memory: bytes) -> ExportedMemory | None:
         return ExportedMemory.FromString(memory)
     except DecodeError:
         return None
-
-
-def _ended(failure: ReadFailure, detail: str) -> Future[ReadOutcome]:
-    future: Future[ReadOutcome] = Future()
-    future.set_result(ReadOutcome(0, 0, 0.0, failure, detail))
-    return future

@@ -28,7 +28,7 @@ class KvPeerServicer(kv_pb2_grpc.KvPeerServiceServicer):
         holder: PageHolder,
         me: pb.Peer,
         identity: pb.CacheIdentity | None = None,
-        memory: pb.ExportedMemory | None = None,
+        memory: pb.ExportedCache | None = None,
     ) -> None:
         """`identity` and `memory` may come later through `open` (the kvstore learns them)."""
         self._holder = holder
@@ -36,7 +36,7 @@ class KvPeerServicer(kv_pb2_grpc.KvPeerServiceServicer):
         self._identity = identity
         self._memory = memory
 
-    def open(self, identity: pb.CacheIdentity, memory: pb.ExportedMemory) -> None:
+    def open(self, identity: pb.CacheIdentity, memory: pb.ExportedCache) -> None:
         """Says what is held here; until then every handshake is refused."""
         self._identity = identity
         self._memory = memory
@@ -81,7 +81,8 @@ class KvPeerServicer(kv_pb2_grpc.KvPeerServiceServicer):
         """A lease on what is held. A tier that must fetch it from a disk first overrides this."""
         self._check_epoch(request.epoch)
         hashes = _hashes(request.page_hashes)
-        grant = self._holder.grant(request.reader, hashes, _bounded_ttl(request.ttl_ms))
+        ttl_ms = _bounded_ttl(request.ttl_ms)
+        grant = self._holder.grant(request.reader, hashes, ttl_ms, self._group(request.group))
         if not grant.lease:
             return pb.AcquireResponse()
         return pb.AcquireResponse(
@@ -118,6 +119,16 @@ class KvPeerServicer(kv_pb2_grpc.KvPeerServiceServicer):
         await context.send_initial_metadata(())
         async for batch in self._holder.watch(request.reader):
             yield pb.WatchHandoversResponse(handovers=batch)
+
+    def _group(self, group: int) -> int:
+        count = len(self._identity.groups) if self._identity is not None else 0
+        if group >= count:
+            raise Refusal(
+                errors.ERROR_REASON_INCOMPATIBLE_PEER,
+                f"{self._me.name} holds {count} cache groups, there is no group {group}",
+                {"field": "group"},
+            )
+        return group
 
     def _check_epoch(self, epoch: int) -> None:
         if epoch != self._me.epoch:

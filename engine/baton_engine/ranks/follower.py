@@ -1,4 +1,4 @@
-"""A rank other than 0: does every step that rank 0 sends, and pulls the same pages.
+"""A rank other than 0: does every step that rank 0 sends, pulls the same pages, lets others read.
 
 Started by a launcher; `python -m baton_engine.ranks --fd N` is the process one.
 """
@@ -20,18 +20,24 @@ from dataclasses import dataclass
 
 from baton_engine.batch import StepInput
 from baton_engine.config import EngineConfig
+from baton_engine.guessing import DraftOrder
+from baton_engine.rank_transfer import RankTransfer
 from baton_engine.ranks.frames import (
     FrameSocket,
+    HashOrder,
     Kind,
     PeerGone,
     PullOrder,
+    pack_hashed,
     pack_pulled,
+    unpack_draft,
+    unpack_hash,
     unpack_pull,
     unpack_step,
 )
 from baton_engine.ranks.group_init import Rendezvous, join_group
 from baton_engine.runner import ModelRunner, set_threads
-from baton_transfer import PageReader, ReadFailure, ReadOutcome, configure_ucx
+from baton_transfer import ReadFailure, ReadOutcome, configure_ucx
 
 log = logging.getLogger(__name__)
 
@@ -44,14 +50,16 @@ class Hello:
 
     config: EngineConfig
     rendezvous: Rendezvous
-    reader_name: str
+    name: str  # of the worker
+    epoch: int
 
     def pack(self) -> bytes:
         return json.dumps(
             {
                 "config": self.config.model_dump(mode="json"),
                 "rendezvous": self.rendezvous.to_json(),
-                "reader_name": self.reader_name,
+                "name": self.name,
+                "epoch": self.epoch,
             }
         ).encode()
 
@@ -62,7 +70,8 @@ class Hello:
         return Hello(
             config=EngineConfig.model_validate(fields["config"]),
             rendezvous=Rendezvous.from_json(fields["rendezvous"]),
-            reader_name=fields["reader_name"],
+            name=fields["name"],
+            epoch=fields["epoch"],
         )
 
 
@@ -71,8 +80,8 @@ class Follower:
 
     def __init__(self, frames: FrameSocket) -> None:
         self._frames = frames
-        self._steps: queue.SimpleQueue[StepInput | None] = queue.SimpleQueue()
-        self._reader: PageReader | None = None
+        self._steps: queue.SimpleQueue[StepInput | DraftOrder | None] = queue.SimpleQueue()
+        self._transfer: RankTransfer | None = None
 
     def run(self) -> None:
         """Load, report READY, follow until STOP or until rank 0 is gone."""
@@ -85,13 +94,20 @@ class Follower:
         place = join_group(hello.rendezvous)
         runner = ModelRunner(hello.config, place)
         runner.warm_up()
-        self._reader = PageReader(hello.reader_name, runner.arena.exported())
-        self._frames.send(Kind.READY)
+        self._transfer = RankTransfer(
+            hello.name, hello.epoch, runner.arena, place.mesh.rank, hello.config.tp
+        )
+        self._frames.send(Kind.READY, self._transfer.exporter.exported.SerializeToString())
         receiver = threading.Thread(target=self._receive, name="baton-frames", daemon=True)
         receiver.start()
-        while (step := self._steps.get()) is not None:
-            runner.run(step)
-        self._reader.close()
+        while (work := self._steps.get()) is not None:
+            if isinstance(work, StepInput):
+                runner.run(work)
+            else:
+                runner.draft(work)
+            runner.finish()
+            self._frames.send(Kind.STEPPED)
+        self._transfer.close()
 
     def _receive(self) -> None:
         while True:
@@ -101,16 +117,30 @@ class Follower:
                 kind, payload = Kind.STOP, b""
             if kind is Kind.STEP:
                 self._steps.put(unpack_step(payload))
+            elif kind is Kind.DRAFT:
+                self._steps.put(unpack_draft(payload))
             elif kind is Kind.PULL:
                 self._pull(unpack_pull(payload))
+            elif kind is Kind.HASH:
+                self._hash(unpack_hash(payload))
+            elif kind is Kind.FORGET:
+                self._ready.reader.forget(payload)
             else:
                 self._steps.put(None)
                 return
 
-    def _pull(self, order: PullOrder) -> None:
-        if self._reader is None:
-            raise RuntimeError("a pull arrived before the follower was ready")
+    @property
+    def _ready(self) -> RankTransfer:
+        if self._transfer is None:
+            raise RuntimeError("rank 0 asks for pages before the follower was ready")
+        return self._transfer
 
+    def _hash(self, order: HashOrder) -> None:
+        # The steps that sealed these pages are over: rank 0 has had their STEPPED.
+        sums = self._ready.exporter.arenas[order.group].checksums(order.pages)
+        self._frames.send(Kind.HASHED, *pack_hashed(order.hash_id, sums))
+
+    def _pull(self, order: PullOrder) -> None:
         def done(future: Future[ReadOutcome]) -> None:
             error = future.exception()
             if error is not None:
@@ -124,8 +154,9 @@ class Follower:
             except PeerGone:
                 log.warning("rank 0 is gone; the end of pull %d is not told", order.pull_id)
 
-        self._reader.submit(
+        self._ready.reader.submit(
             order.memory,
+            order.group,
             order.source_pages,
             order.target_pages,
             order.checksums,

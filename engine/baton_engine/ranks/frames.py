@@ -18,11 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baton_engine.batch import StepInput
+from baton_engine.guessing import DraftOrder
 from baton_transfer import ReadFailure, ReadOutcome
 
 _HEADER = struct.Struct("<BI")
 _STEP = struct.Struct("<6I")  # rows, tokens, deltas, resets, copies, states
-_PULL = struct.Struct("<QdIII")  # id, seconds (NaN: default), memory bytes, pages, checksums
+_PULL = struct.Struct("<QdIIII")  # id, seconds (NaN: default), group, memory bytes, pages, sums
+_HASH = struct.Struct("<QI")  # id, group; then pages, int32
+_HASHED = struct.Struct("<Q")  # id; then checksums, uint64
 _PULLED = struct.Struct("<QIQd?")  # id, arrived, bytes moved, seconds, verified; then texts
 
 
@@ -30,12 +33,17 @@ class Kind(IntEnum):
     """What a frame is. Numbers are the wire's."""
 
     HELLO = 1  # rank 0 -> follower: the follower's start parameters, JSON
-    READY = 2  # follower -> rank 0: the model is loaded and warm
+    READY = 2  # follower -> rank 0: the model is loaded and warm; its ExportedRank
     STEP = 3
     PULL = 4
     PULLED = 5
     STOP = 6
     FAILED = 7  # follower -> rank 0: why it is about to exit, text
+    STEPPED = 8  # follower -> rank 0: one more step or draft is over, what it wrote is in memory
+    HASH = 9  # rank 0 -> follower: which pages' checksums it wants
+    HASHED = 10
+    FORGET = 11  # rank 0 -> follower: a serialised ExportedCache that is not read again
+    DRAFT = 12  # rank 0 -> follower: after a STEP, what became of its rows; raw int32 [R, 3]
 
 
 class PeerGone(ConnectionError):
@@ -115,13 +123,19 @@ def unpack_step(payload: bytes) -> StepInput:
     )
 
 
+def unpack_draft(payload: bytes) -> DraftOrder:
+    """ValueError when the payload is not whole rows. It is packed as its bytes."""
+    return DraftOrder(np.frombuffer(payload, np.int32).reshape(-1, 3))
+
+
 @dataclass(frozen=True, slots=True)
 class PullOrder:
-    """Read pages of a peer's exported memory into this rank's arena."""
+    """Read pages of a peer's exported cache into this rank's arena of a cache group."""
 
     pull_id: int
-    seconds: float | None  # as PageReader.submit
-    memory: bytes  # a serialised baton.v1.ExportedMemory
+    seconds: float | None  # as CacheReader.submit
+    group: int
+    memory: bytes  # a serialised baton.v1.ExportedCache
     source_pages: NDArray[np.int32]
     target_pages: NDArray[np.int32]
     checksums: NDArray[np.uint64] | None
@@ -133,6 +147,7 @@ def pack_pull(order: PullOrder) -> list[bytes]:
     head = _PULL.pack(
         order.pull_id,
         math.nan if order.seconds is None else order.seconds,
+        order.group,
         len(order.memory),
         len(order.source_pages),
         len(sums),
@@ -148,7 +163,7 @@ def pack_pull(order: PullOrder) -> list[bytes]:
 
 def unpack_pull(payload: bytes) -> PullOrder:
     """The order in a PULL frame; ValueError when it is cut short."""
-    pull_id, seconds, memory_bytes, pages, sums = _PULL.unpack_from(payload)
+    pull_id, seconds, group, memory_bytes, pages, sums = _PULL.unpack_from(payload)
     at = _PULL.size
     memory = payload[at : at + memory_bytes]
     at += memory_bytes
@@ -156,7 +171,7 @@ def unpack_pull(payload: bytes) -> PullOrder:
     targets = np.frombuffer(payload, np.int32, pages, at + 4 * pages)
     checksums = np.frombuffer(payload, np.uint64, sums, at + 8 * pages) if sums else None
     limit = None if math.isnan(seconds) else seconds
-    return PullOrder(pull_id, limit, memory, sources, targets, checksums)
+    return PullOrder(pull_id, limit, group, memory, sources, targets, checksums)
 
 
 def pack_pulled(pull_id: int, outcome: ReadOutcome) -> list[bytes]:
@@ -174,3 +189,33 @@ def unpack_pulled(payload: bytes) -> tuple[int, ReadOutcome]:
     failure, detail = payload[_PULLED.size :].decode().split("\n", 1)
     reason = ReadFailure(failure) if failure else None
     return pull_id, ReadOutcome(arrived, moved_bytes, seconds, reason, detail, verified)
+
+
+@dataclass(frozen=True, slots=True)
+class HashOrder:
+    """Tell the checksums of these pages of a cache group."""
+
+    hash_id: int
+    group: int
+    pages: NDArray[np.int32]
+
+
+def pack_hash(order: HashOrder) -> list[bytes]:
+    """The parts of a HASH frame."""
+    return [_HASH.pack(order.hash_id, order.group), order.pages.astype(np.int32).tobytes()]
+
+
+def unpack_hash(payload: bytes) -> HashOrder:
+    """The order in a HASH frame."""
+    hash_id, group = _HASH.unpack_from(payload)
+    return HashOrder(hash_id, group, np.frombuffer(payload, np.int32, -1, _HASH.size))
+
+
+def pack_hashed(hash_id: int, checksums: NDArray[np.uint64]) -> list[bytes]:
+    """The parts of a HASHED frame."""
+    return [_HASHED.pack(hash_id), checksums.tobytes()]
+
+
+def unpack_hashed(payload: bytes) -> tuple[int, NDArray[np.uint64]]:
+    """The order's id and the checksums, from a HASHED frame."""
+    return _HASHED.unpack_from(payload)[0], np.frombuffer(payload, np.uint64, -1, _HASHED.size)

@@ -11,24 +11,25 @@ from numpy.typing import NDArray
 
 from baton_engine.ranks.frames import PullOrder
 from baton_engine.ranks.group import RankGroup
-from baton_transfer import PageReader, ReadOutcome
+from baton_transfer import CacheReader, ReadOutcome, together
 
 Pages = Sequence[int] | NDArray[np.int32]
 
 
 class GroupReader:
-    """A PageReader over all ranks: a read has ended when it has ended on every one of them.
+    """A CacheReader over all ranks: a read has ended when it has ended on every one of them.
 
     A page has arrived when every rank has it.
     """
 
-    def __init__(self, local: PageReader, group: RankGroup) -> None:
+    def __init__(self, local: CacheReader, group: RankGroup) -> None:
         self._local = local
         self._group = group
 
     def submit(
         self,
         memory: bytes,
+        group: int,
         sources: Pages,
         targets: Pages,
         checksums: Sequence[int] | NDArray[np.uint64] | None = None,
@@ -36,32 +37,32 @@ class GroupReader:
         seconds: float | None = None,
         stop: threading.Event | None = None,
     ) -> Future[ReadOutcome]:
-        """As PageReader.submit. `stop` ends rank 0's read early; the others' end by themselves."""
+        """As CacheReader.submit. `stop` ends rank 0's read early; the others' end by themselves."""
         sums = None
         if checksums is not None and len(checksums):
             sums = np.asarray(checksums, np.uint64)
         order = PullOrder(
             pull_id=0,  # given by the group
             seconds=seconds,
+            group=group,
             memory=memory,
             source_pages=np.asarray(sources, np.int32),
             target_pages=np.asarray(targets, np.int32),
             checksums=sums,
         )
-        local = self._local.submit(memory, sources, targets, sums, seconds=seconds, stop=stop)
+        local = self._local.submit(
+            memory, group, sources, targets, sums, seconds=seconds, stop=stop
+        )
         return all_ended([local, *self._group.pull(order)])
 
     def forget(self, memory: bytes) -> None:
-        """As PageReader.forget, on rank 0; the followers' idle links cost a thread each."""
+        """As CacheReader.forget, on every rank."""
         self._local.forget(memory)
-
-    def close(self) -> None:
-        """As PageReader.close, on rank 0; the followers' end with them."""
-        self._local.close()
+        self._group.forget(memory)
 
 
 def all_ended(futures: list[Future[ReadOutcome]]) -> Future[ReadOutcome]:
-    """Ends when all have ended: with the worst of them."""
+    """Ends when all have ended: with the worst of them, and the bytes of all."""
     joined: Future[ReadOutcome] = Future()
     left = len(futures)
     lock = threading.Lock()
@@ -76,8 +77,7 @@ def all_ended(futures: list[Future[ReadOutcome]]) -> Future[ReadOutcome]:
         if errors:
             joined.set_exception(errors[0])
             return
-        outcomes = [future.result() for future in futures]
-        joined.set_result(min(outcomes, key=lambda outcome: (outcome.arrived, not outcome.failure)))
+        joined.set_result(together([future.result() for future in futures]))
 
     for future in futures:
         future.add_done_callback(one_ended)

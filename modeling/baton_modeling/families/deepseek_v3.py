@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from baton_modeling.cache import CacheLayout, entry_group
+from baton_modeling.cache import CacheLayout, HeadBlock, entry_group
 from baton_modeling.families.family import ConfigReader, Drafting, FamilyModel
 from baton_modeling.graph import Graph, Value
 from baton_modeling.layers.draft import Concat, GivenHidden, KeepHidden
@@ -207,8 +207,8 @@ def decoder(g: Graph, c: DeepseekV3, layer: int, x: Value, cos: Value, sin: Valu
 
 def cache(c: DeepseekV3, mesh: Mesh, dtype: torch.dtype, drafting: int = 0) -> CacheLayout:
     """The latents, whole on every rank of a group that shares its requests."""
-    alone, layers = mesh.axis("dp").size == 1, c.layers + drafting
-    return CacheLayout((entry_group("full", layers, c.attention.entry, dtype, replicated=alone),))
+    latent, ranks = HeadBlock(1, c.attention.entry), mesh.axis("attn_tp").size
+    return CacheLayout((entry_group("full", c.layers + drafting, (latent,), ranks, dtype),))
 
 
 def attention(

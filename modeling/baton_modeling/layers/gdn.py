@@ -10,7 +10,7 @@ from torch import Tensor
 
 from baton_kernels import ops
 from baton_modeling.binding import Binding, Step
-from baton_modeling.cache import CacheGroup, GroupKind
+from baton_modeling.cache import CacheGroup, GroupKind, HeadBlock
 from baton_modeling.graph import Compute, Module, Signature
 from baton_modeling.mesh import Mesh
 from baton_modeling.placements import OWN_TOKENS, Shard
@@ -39,22 +39,19 @@ class DeltaShape:
         return self.value_heads * self.value_size
 
     @property
-    def past(self) -> int:
-        """Elements of the convolution's state: the last inputs of every channel."""
-        return (2 * self.key_width + self.value_width) * (self.taps - 1)
-
-    @property
-    def state(self) -> int:
-        """Elements of a layer's snapshot: the convolution's state, then every head's matrix."""
-        return self.past + self.value_width * self.key_size
+    def state(self) -> tuple[HeadBlock, ...]:
+        """A layer's snapshot: the convolution's last inputs of every channel (queries, keys,
+        values), then every head's matrix."""
+        past = self.taps - 1
+        keys = HeadBlock(self.key_heads, self.key_size * past)
+        values = HeadBlock(self.value_heads, self.value_size * past)
+        return keys, keys, values, HeadBlock(self.value_heads, self.key_size * self.value_size)
 
 
 def state_group(shape: DeltaShape, layers: int, mesh: Mesh) -> CacheGroup:
     """The states of ``layers`` layers on one rank; float32, since rounding adds up."""
     ranks = mesh.axis("attn_tp").size
-    alone = ranks == 1 and mesh.axis("dp").size == 1
-    width = shape.state // ranks
-    return CacheGroup("state", layers, width, torch.float32, alone, GroupKind.STATE)
+    return CacheGroup("state", layers, shape.state, torch.float32, ranks, GroupKind.STATE)
 
 
 class GatedDelta(Module):

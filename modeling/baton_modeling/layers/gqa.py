@@ -11,7 +11,7 @@ from torch import Tensor
 
 from baton_kernels import ops
 from baton_modeling.binding import Binding, Step
-from baton_modeling.cache import CacheGroup, CacheLayout, entry_group
+from baton_modeling.cache import CacheGroup, CacheLayout, HeadBlock, entry_group
 from baton_modeling.graph import Compute, Module, Signature
 from baton_modeling.layers.norm import NormWeight
 from baton_modeling.mesh import Mesh
@@ -38,9 +38,8 @@ def head_group(shape: HeadShape, layers: int, mesh: Mesh, dtype: torch.dtype) ->
     """The group of attention layers among others."""
     ranks = mesh.axis("attn_tp").size
     even_slice(shape.kv_heads, "attn_tp", mesh, "attention", "the number of key/value heads")
-    width = 2 * shape.kv_heads * shape.size // ranks
-    alone = ranks == 1 and mesh.axis("dp").size == 1
-    return entry_group("full", layers, width, dtype, replicated=alone)
+    heads = HeadBlock(shape.kv_heads, shape.size)
+    return entry_group("full", layers, (heads, heads), ranks, dtype)
 
 
 class HeadNorm(Module):

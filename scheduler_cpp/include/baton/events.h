@@ -52,6 +52,8 @@ struct AdmittedToFetch {
   FetchTicket ticket;
   std::size_t wanted;  // one past the last page that is to be filled
   bool awaits;         // a first token comes with it
+  // Beside full attention: pages that every group can serve without the fetch.
+  std::size_t usable = 0;
 };
 struct AdmittedToCompute {
   Slot slot;

@@ -51,6 +51,7 @@ struct SideCopy {
 };
 static_assert(sizeof(SideCopy) == 3 * sizeof(std::int32_t));
 
+// Rows of a request that share a target are alternatives, the best first: one of them is wanted.
 struct FetchPage {
   std::int32_t page_index;
   std::int32_t page;
@@ -88,6 +89,7 @@ struct Plan {
   std::vector<SideCopy> side_copies;
   std::vector<RequestId> fetch_requests;
   std::vector<FetchPage> fetch_pages;
+  std::vector<std::int32_t> fetch_groups;
   std::vector<Digest> fetch_hashes;
   std::vector<RequestId> restore_requests;
   std::vector<RestorePage> restore_pages;
@@ -127,6 +129,7 @@ struct Plan {
     side_copies.clear();
     fetch_requests.clear();
     fetch_pages.clear();
+    fetch_groups.clear();
     fetch_hashes.clear();
     restore_requests.clear();
     restore_pages.clear();

@@ -6,6 +6,7 @@
 // overloads are exactly its accepted cells.
 #pragma once
 
+#include <algorithm>
 #include <optional>
 #include <utility>
 #include <variant>
@@ -58,6 +59,8 @@ class [[nodiscard]] Fetching {
 
   Sequence& sequence() const { return *sequence_; }
   const PageTable& pages() const { return pages_; }
+  SideTables& sides() { return pages_.sides(); }
+  const SideTables& sides() const { return pages_.sides(); }
   SlotId slot() const { return slot_.id(); }
   // Pages before this index are complete: local hits and arrivals.
   std::size_t arrived() const { return arrived_; }
@@ -67,10 +70,22 @@ class [[nodiscard]] Fetching {
   const FetchTicket& ticket() const { return ticket_; }
   const std::vector<HostPage>& restored() const { return ticket_.restored(); }
   std::size_t restored_first() const { return first_; }
+  bool awaits() const { return awaits_; }
+  // What every group beside full attention can serve without the fetch.
+  std::size_t usable() const { return usable_; }
+  // Tokens that are here in full attention.
+  std::size_t here() const {
+    return std::min(arrived_ * sequence_->page_size, sequence_->tokens.size());
+  }
+  bool sides_can_go_on() const { return sides().can_go_on(here(), arrived_ == wanted_); }
   // Whether a first token would make it decode.
-  bool complete() const { return awaits_ && arrived_ == pages_.size(); }
-  // Whether computing can go on in place: the last token's page is still writable.
-  bool can_compute() const { return pages_.owned() > 0; }
+  bool complete() const { return awaits_ && arrived_ == pages_.size() && sides_can_go_on(); }
+  // Whether computing can go on in place: the last token's page is still writable, and every group
+  // stands where the next token is computed. (A state cannot take back the last token.)
+  bool can_compute() const {
+    if (pages_.owned() == 0) return false;
+    return sides().empty() || (here() < sequence_->tokens.size() && sides_can_go_on());
+  }
 
   void on(PagesArrived event) & { arrived_ += event.count; }
   // Full pages that arrived are sealed in order, each becoming findable.
@@ -93,6 +108,7 @@ class [[nodiscard]] Fetching {
         first_(pages_.sealed()),
         arrived_(first_),
         wanted_(event.wanted),
+        usable_(event.usable),
         awaits_(event.awaits) {}
 
   SequencePtr sequence_;
@@ -102,6 +118,7 @@ class [[nodiscard]] Fetching {
   std::size_t first_;  // that was missing
   std::size_t arrived_;
   std::size_t wanted_;
+  std::size_t usable_;
   bool awaits_;
 };
 

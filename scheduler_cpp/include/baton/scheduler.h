@@ -148,7 +148,9 @@ class Scheduler {
   [[nodiscard]] std::optional<Misuse> abandon(Step& step);
 
   // ---- hand-over, reader's side
-  Reply pages_arrived(RequestId request, std::size_t first_index, std::size_t count);
+  // Pages of one group. In a state group one page: the state after its last token.
+  Reply pages_arrived(RequestId request, std::size_t first_index, std::size_t count,
+                      std::size_t group = 0);
   Reply fetch_ended(RequestId request, std::optional<Token> first_token, bool finish, Micros now);
 
   // ---- host tier
@@ -163,8 +165,9 @@ class Scheduler {
   Verdict release(LeaseId lease, Micros now);
   Reply handed_over(RequestId request);
 
-  // Nobody will ask for these pages again (their session is over); how many were held. Those in use
-  // stay with their users and are free after them.
+  // Nobody will ask for these pages again (their session is over), told by their identities in
+  // group 0 and forgotten in every group; how many were held. Those in use stay with their users
+  // and are free after them.
   std::size_t forget(std::span<const Digest> identities);
 
   // ---- looking
@@ -210,6 +213,7 @@ class Scheduler {
   Record* next_to_admit() const;
   Admitted admit(Record& record);
   PageTable match(Sequence& sequence, std::size_t most);
+  PageTable match_tokens(Sequence& sequence, std::size_t most);
   std::size_t headroom(const PagePool& pool) const;
   std::size_t distance(const Record& record) const;
   std::optional<PartialCopy> fork(Record& parent, Sequence& sequence, PageTable& pages);
@@ -219,7 +223,19 @@ class Scheduler {
   template <class Event>
   void leave_queue(Record& record, Event&& event);
   void announce(Record& record, std::size_t reused_tokens);
+
+  // fetches.cpp: what is asked of peers, and what came
+  std::size_t fetchable_boundary(std::size_t pages) const;
+  PageTable match_to_fetch(Sequence& sequence, std::size_t most, std::size_t tokens);
+  bool targets_have_room(const PageTable& pages, std::size_t tokens) const;
+  void take_targets(Sequence& sequence, SideTables& sides, std::size_t tokens, bool awaits);
+  bool ends_on_snapshot(const StatePages& state, std::size_t tokens) const;
   void start_fetch(Record& record);
+  void fetch_sides(Record& record);
+  void fetch_page(const Record& record, std::size_t group, std::size_t index, PageId page);
+  bool tokens_arrived(Fetching& fetching, std::size_t first, std::size_t count);
+  bool window_arrived(Fetching& fetching, WindowTable& table, std::size_t first, std::size_t count);
+  bool state_arrived(Fetching& fetching, StatePages& state, std::size_t index);
 
   // sides.cpp: the groups beside full attention
   PagePool& pool(std::size_t group) { return group == 0 ? pool_ : *side_pools_[group - 1]; }

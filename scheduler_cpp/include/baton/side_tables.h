@@ -1,6 +1,7 @@
 // What one request holds in the groups beside full attention: a moving window of pages, or a state.
 #pragma once
 
+#include <algorithm>
 #include <cassert>
 #include <optional>
 #include <utility>
@@ -51,6 +52,10 @@ class [[nodiscard]] WindowTable {
     return sealed_.back().id();
   }
 
+  // While a fetch fills the writable pages: one past the last page that is here.
+  std::size_t arrived() const { return arrived_; }
+  void arrive(std::size_t end) { arrived_ = end; }
+
   // Lets go of the oldest page. It is sealed: only what is computed falls out of a window.
   void drop_first() {
     assert(!sealed_.empty());
@@ -85,6 +90,7 @@ class [[nodiscard]] WindowTable {
 
   PagePool* pool_;
   std::size_t first_;
+  std::size_t arrived_ = 0;
   std::vector<SealedPage> sealed_;
   std::vector<OwnedPage> owned_;
 };
@@ -119,7 +125,35 @@ class [[nodiscard]] StatePages {
     if (base_) f(base_->id());
     if (live_) f(live_->id());
     if (after_) f(after_->id());
+    if (incoming_) f(incoming_->id());
   }
+
+  // ---- while a fetch brings a state
+  // Tokens after which rows can go on by what is here; 0 until something has come.
+  std::size_t stands_at() const { return stands_at_; }
+  // A snapshot of ours serves: nothing needs to come.
+  void stand_on(SealedPage&& snapshot, std::size_t position) {
+    base_ = std::move(snapshot);
+    stands_at_ = position;
+  }
+  // `page` is filled with a snapshot; `live` with the state at the prompt's end.
+  void expect_snapshot(OwnedPage&& page) { incoming_ = std::move(page); }
+  bool expects_snapshot() const { return incoming_.has_value(); }
+  PageId incoming() const { return incoming_->id(); }
+  PageId live() const { return live_->id(); }
+  // The snapshot is here: rows go on from it after `position`, or it is only kept as cache.
+  void go_on_from_snapshot(const Digest& identity, std::size_t position) {
+    stand_on(std::move(*incoming_).seal(identity), position);
+    incoming_.reset();
+  }
+  void keep_snapshot(const Digest& identity) {
+    const SealedPage cached = std::move(*incoming_).seal(identity);
+    incoming_.reset();
+  }
+  // The state after `position` is in `live`.
+  void arrive(std::size_t position) { stands_at_ = position; }
+  // The fetch is over: nothing more comes.
+  void expect_nothing() { incoming_.reset(); }
 
   // A row from `context` on; `first`: no other row of this request is in flight.
   StateRow row(std::size_t context, bool first) const {
@@ -172,7 +206,9 @@ class [[nodiscard]] StatePages {
   std::optional<SealedPage> base_;
   std::optional<OwnedPage> live_;
   std::optional<OwnedPage> after_;
+  std::optional<OwnedPage> incoming_;  // filled by a fetch
   std::size_t boundary_ = 0;
+  std::size_t stands_at_ = 0;
 };
 
 // One entry for each window group and each state group, in the order of the config.
@@ -181,6 +217,19 @@ struct [[nodiscard]] SideTables {
   std::vector<StatePages> states;
 
   bool empty() const { return windows.empty() && states.empty(); }
+
+  // While a fetch runs: whether every group can go on after `tokens`, those of full pages or of the
+  // whole prompt, as all that was asked for (`whole`) or as what came of it.
+  bool can_go_on(std::size_t tokens, bool whole) const {
+    return std::all_of(windows.begin(), windows.end(),
+                       [&](const WindowTable& t) { return whole && t.arrived() == t.end(); }) &&
+           std::all_of(states.begin(), states.end(),
+                       [&](const StatePages& s) { return s.stands_at() == tokens; });
+  }
+  // The fetch is over.
+  void expect_nothing() {
+    for (StatePages& state : states) state.expect_nothing();
+  }
 
   // `tokens` are in the cache, and none will be written.
   void freeze(std::size_t tokens, std::size_t page_size) {

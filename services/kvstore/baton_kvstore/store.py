@@ -192,7 +192,7 @@ class Store:
             changed=self._tier_changed,
         )
         self.holder.tier = tier
-        self.peers.open(identity, tier.exporter.exported)
+        self.peers.open(identity, tier.exported)
         log.info("DRAM tier: %d pages of %d bytes", tier.pool.num_pages, tier.arena.page_bytes)
         self._tier_changed()
         self._tell_siblings(identity, tier)

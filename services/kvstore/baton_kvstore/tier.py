@@ -7,16 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from baton.v1.kv_pb2 import CacheIdentity, Handover, Peer
+from baton.v1.kv_pb2 import CacheIdentity, ExportedCache, Handover, Peer
 from baton_kvstore.directory import split_hashes
 from baton_kvstore.judge import Judge
 from baton_kvstore.pool import PagePool
 from baton_telemetry import KvstoreMetrics
 from baton_transfer import (
+    CacheReader,
     Exporter,
     LeaseGrant,
     PageArena,
-    PageReader,
     Puller,
     PullSettings,
     read_with,
@@ -33,7 +33,12 @@ class Tier:
     arena: PageArena
     pool: PagePool
     exporter: Exporter
-    reader: PageReader
+    reader: CacheReader
+
+    @property
+    def exported(self) -> ExportedCache:
+        """What readers get: pages as one rank alone has them."""
+        return ExportedCache(ranks=[self.exporter.exported])
 
     def puller(self, me: Peer, credit_bytes: int) -> Puller:
         """Made on the event loop that uses it."""
@@ -54,24 +59,23 @@ class Tier:
 def make_tier(
     me: Peer, identity: CacheIdentity, capacity_bytes: int, judge: Judge, *, saves: bool
 ) -> Tier | None:
-    """Allocates the tier; None when not one page fits, or when pages differ in size.
+    """Allocates the tier; None when not one page fits, or when there are several cache groups.
 
-    A page of any cache group is a page: an identity names its group too. But one arena has pages
-    of one size. `saves`: a disk is below. Takes half a second (NIXL's first agent loads UCX): not
-    on the event loop.
+    What a page is published under does not say of which group it is, so there must be one.
+    `saves`: a disk is below. Takes half a second (NIXL's first agent loads UCX): not on the event
+    loop.
     """
-    sizes = {group.page_bytes for group in identity.groups}
-    if len(sizes) != 1:
+    if len(identity.groups) != 1:
         return None
-    page_bytes = sizes.pop()
+    page_bytes = identity.groups[0].page_bytes
     num_pages = capacity_bytes // page_bytes if page_bytes else 0
     if not num_pages:
         return None
     arena = PageArena.allocate(page_bytes=page_bytes, num_pages=num_pages)
     # Leases of an earlier life are fenced by the epoch; ids need not differ.
     pool = PagePool(num_pages, judge, saves=saves)
-    exporter = Exporter(me.name, me.epoch, arena)
-    reader = PageReader(f"{me.name}-{me.epoch:x}-offload", arena)
+    exporter = Exporter(me.name, me.epoch, [arena])
+    reader = CacheReader(f"{me.name}-{me.epoch:x}-offload", identity.groups, [arena])
     return Tier(identity, arena, pool, exporter, reader)
 
 
@@ -83,7 +87,7 @@ class TierHolder:
         self._metrics = metrics
         self._max_ttl_s = max_ttl_s
 
-    def grant(self, reader: str, hashes: NDArray[np.uint8], ttl_ms: int) -> LeaseGrant:
+    def grant(self, reader: str, hashes: NDArray[np.uint8], ttl_ms: int, group: int) -> LeaseGrant:
         if self.tier is None:
             return LeaseGrant(0, np.empty(0, np.int32), None, 0)
         ttl = min(ttl_ms / 1000, self._max_ttl_s)

@@ -1,16 +1,12 @@
 """One execution of a request: at one decode worker, with or without a prefill worker beside it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-
 from baton.v1 import inference_pb2 as pb
-from baton_router.ledger import Ledger
-from baton_router.page_index import PageIndex, split_hashes
+from baton_router.page_index import PageIndex
 from baton_router.usage import AttemptCost
 from baton_router.worker_link import WorkerLink
-from baton_scheduler import page_hashes
 
 
 @dataclass
@@ -22,7 +18,6 @@ class Attempt:
     decode: WorkerLink
     prefill: WorkerLink | None
     cost: AttemptCost
-    cache_key: bytes
     index: PageIndex
     over: bool = False
     prompt_done: bool = False
@@ -85,22 +80,19 @@ class Attempt:
         self.decode.cancel(self.request_id, self.number)
         self.abandon()
 
-    def leave(self, ledger: Ledger | None) -> None:
-        """The request is over; `ledger` when it ended well, for what it leaves in the caches."""
+    def leave(self, chain: Sequence[bytes], prompt_pages: int) -> None:
+        """The request is over. `chain`: the pages it leaves, of which `prompt_pages` its prompt's;
+        empty when it did not end well."""
         if self.prefill is not None:
             self.prefill.detach(self.request_id, self.number)
-        if ledger is None:
-            return
         # The directory says so too, but perhaps after the session's next turn has come.
-        # The last token's entries are never computed.
-        self._hint(self.decode, ledger.sequence()[:-1])
+        self._hint(self.decode, chain)
         if self.prefill is not None and self.cost.took == pb.ROUTE_REMOTE:
-            self._hint(self.prefill, ledger.prompt)
+            self._hint(self.prefill, chain[:prompt_pages])
 
-    def _hint(self, link: WorkerLink, tokens: NDArray[np.int32]) -> None:
-        if link.hello is not None and link.holder is not None:
-            hashes = page_hashes(tokens, link.hello.cache.page_size, self.cache_key)
-            self.index.hint(link.holder, split_hashes(hashes.tobytes()))
+    def _hint(self, link: WorkerLink, pages: Sequence[bytes]) -> None:
+        if link.holder is not None:
+            self.index.hint(link.holder, pages)
 
     def _unburden(self) -> None:
         # A link that broke in between has forgotten the figure.

@@ -262,9 +262,7 @@ class Execution:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._attempts:
-            last = self._attempts[-1]
-            if not last.over:
-                last.cancel()
-            last.leave(self.ledger if self.ending is not None else None)
-        self._placer.turn_ended(self.ledger)
+        last = self._attempts[-1] if self._attempts else None
+        if last is not None and not last.over:
+            last.cancel()
+        self._placer.turn_ended(self.ledger, last, well=self.ending is not None)

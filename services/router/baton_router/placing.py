@@ -11,7 +11,7 @@ from baton.v1 import worker_pb2 as wire
 from baton_router.attempt import Attempt
 from baton_router.config import RouterConfig
 from baton_router.ledger import Ledger, token_list
-from baton_router.page_index import Held, PageIndex
+from baton_router.page_index import Held, PageIndex, split_hashes
 from baton_router.pool import WorkerPool
 from baton_router.routing import Plan, Prompt, choose
 from baton_router.sessions import Sessions
@@ -63,13 +63,16 @@ class Placer:
         """The request is about to run."""
         self._sessions.turn_began(self._terms.session)
 
-    def turn_ended(self, ledger: Ledger) -> None:
+    def turn_ended(self, ledger: Ledger, last: Attempt | None, *, well: bool) -> None:
         """The request is over; what it has computed is its session's."""
-        cache, chain = self._pool.cache, b""
+        cache, chain, prompt_pages = self._pool.cache, b"", 0
         key = self._pool.cache_key(self._terms.tenant)
         if cache is not None:
             # The last token's entries are never computed.
             chain = page_hashes(ledger.sequence()[:-1], cache.page_size, key).tobytes()
+            prompt_pages = len(ledger.prompt) // cache.page_size
+        if last is not None:
+            last.leave(list(split_hashes(chain)) if well else [], prompt_pages)
         self._sessions.turn_ended(self._terms.session, key, chain)
 
     async def place(
@@ -157,9 +160,7 @@ class Placer:
         if decode is None or decode.holder is None:
             raise RuntimeError(f"the plan names {plan.decode}, which is not connected")
         cost = AttemptCost(plan.route, len(ledger.prompt), prompt.tokens, plan.cached_tokens)
-        attempt = Attempt(
-            start.request_id, start.attempt, decode, prefill, cost, start.cache_key, self._index
-        )
+        attempt = Attempt(start.request_id, start.attempt, decode, prefill, cost, self._index)
         attempt.begin(prompt.tokens - plan.cached_tokens)
         self._sessions.moved(self._terms.session, decode.name)
         if prefill is None or prefill.holder is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from baton_engine import PoolState, StepEvents
 from baton_telemetry import WorkerMetrics
@@ -24,8 +24,8 @@ class Measuring:
         self.pool(events.pool)
         times = events.times
         if times is not None:
-            spent = times.plan_us + times.forward_us + times.sample_us + times.complete_us
-            self._metrics.step(spent / 1e6)
+            computed = times.forward_us + times.sample_us + times.draft_us
+            self._metrics.step((times.plan_us + computed + times.complete_us) / 1e6)
         for pull in events.pulls:
             if pull.pages:
                 self._metrics.pulled(
@@ -46,6 +46,8 @@ class Measuring:
     def pool(self, pool: PoolState) -> None:
         """The state of the pool, and the totals that are kept with it."""
         self._metrics.pool(_Figures.of(pool))
+        for number, pages in enumerate(pool.beside, start=1):
+            self._metrics.group(number, **asdict(pages))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,8 @@ class _Figures:
     reused_tokens: int
     fetched_tokens: int
     retractions: int
+    draft_tokens: int
+    accepted_draft_tokens: int
 
     @classmethod
     def of(cls, pool: PoolState) -> _Figures:
@@ -84,4 +88,6 @@ class _Figures:
             reused_tokens=pool.reused_tokens,
             fetched_tokens=pool.fetched_tokens,
             retractions=pool.retractions,
+            draft_tokens=pool.draft_tokens,
+            accepted_draft_tokens=pool.accepted_draft_tokens,
         )

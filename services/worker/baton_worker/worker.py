@@ -99,9 +99,7 @@ class _Worker:
         self._desk = Desk(engine, role, self._about.vocab_size, self._measuring, constraints)
         # Its address is known once the port is; everybody below holds this one object.
         self._me = kv_pb2.Peer(name=config.name, epoch=engine.epoch)
-        peer = KvPeerServicer(
-            engine.holder, self._me, self._about.identity, engine.exporter.exported
-        )
+        peer = KvPeerServicer(engine.holder, self._me, self._about.identity, engine.exported)
         mounts: list[Mount] = [
             (
                 WorkerServicer(self._desk, self._hello),

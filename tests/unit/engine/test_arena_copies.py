@@ -6,15 +6,15 @@ import numpy as np
 import torch
 
 from baton_engine.arena import KvArena
-from baton_modeling.cache import CacheGroup, CacheLayout, GroupKind
+from baton_modeling.cache import CacheGroup, CacheLayout, GroupKind, HeadBlock
 
 PAGES, PAGE = 7, 4
 
 
 def arena() -> KvArena:
     groups = (
-        CacheGroup("keys", layers=3, entry_width=5, dtype=torch.bfloat16),
-        CacheGroup("state", 2, entry_width=8, dtype=torch.float32, kind=GroupKind.STATE),
+        CacheGroup("keys", 3, (HeadBlock(1, 5),), torch.bfloat16),
+        CacheGroup("state", 2, (HeadBlock(1, 8),), torch.float32, kind=GroupKind.STATE),
     )
     pages = {"keys": PAGES, "state": 3}
     arena = KvArena(CacheLayout(groups=groups), pages, PAGE, torch.device("cpu"))

@@ -13,6 +13,7 @@ from baton_engine.ranks.frames import (
     pack_pull,
     pack_pulled,
     pack_step,
+    unpack_draft,
     unpack_pull,
     unpack_pulled,
     unpack_step,
@@ -49,6 +50,13 @@ def test_a_step_survives_the_wire(seed: int) -> None:
         assert sent.shape == received.shape and (sent == received).all(), name
 
 
+def test_what_to_draft_survives_the_wire() -> None:
+    rows = np.arange(12, dtype=np.int32).reshape(4, 3)
+    assert (unpack_draft(rows.tobytes()).rows == rows).all()
+    with pytest.raises(ValueError, match="reshape"):
+        unpack_draft(rows.tobytes()[:-4])
+
+
 def test_a_cut_step_is_refused() -> None:
     payload = b"".join(pack_step(random_step(np.random.default_rng(1))))
     with pytest.raises(ValueError, match="announces"):
@@ -58,9 +66,9 @@ def test_a_cut_step_is_refused() -> None:
 @pytest.mark.parametrize("with_sums", [True, False])
 def test_pulls_and_their_ends_survive_the_wire(with_sums: bool) -> None:
     sums = np.array([2**64 - 1, 0, 5], np.uint64) if with_sums else None
-    order = PullOrder(9, 1.5, b"memory", np.arange(3, dtype=np.int32), np.arange(3, 6), sums)
+    order = PullOrder(9, 1.5, 2, b"memory", np.arange(3, dtype=np.int32), np.arange(3, 6), sums)
     back = unpack_pull(b"".join(pack_pull(order)))
-    assert (back.pull_id, back.seconds, back.memory) == (9, 1.5, b"memory")
+    assert (back.pull_id, back.seconds, back.group, back.memory) == (9, 1.5, 2, b"memory")
     assert back.source_pages.tolist() == [0, 1, 2] and back.target_pages.tolist() == [3, 4, 5]
     assert (back.checksums is None) == (sums is None)
     if sums is not None and back.checksums is not None:

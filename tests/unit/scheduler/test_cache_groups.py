@@ -12,6 +12,7 @@ from baton_scheduler import (
     CacheGroup,
     Config,
     Goal,
+    Reply,
     Retention,
     Role,
     Scheduler,
@@ -142,22 +143,31 @@ def test_config_names_what_is_wrong(kind: str, values: dict[str, int], message: 
         scheduler(getattr(CacheGroup, kind)(**values))
 
 
-@pytest.mark.parametrize(
-    ("goal", "fetch_pages", "message"),
-    [("AWAIT", 0, "goal AWAIT"), ("GENERATE", 1, "fetch_pages above 0")],
-)
-def test_pages_of_side_groups_are_not_fetched(goal: str, fetch_pages: int, message: str) -> None:
-    core = scheduler(CacheGroup.state(every=8, pages=4))
-    with pytest.raises(ValueError, match=f"{message} with side_groups"):
-        core.submit(
-            1,
-            np.arange(9, dtype=np.int32),
-            max_new_tokens=2,
-            key=KEY,
-            goal=Goal[goal],
-            fetch_pages=fetch_pages,
-            now_us=0,
-        )
+def test_a_fetch_names_the_pages_of_every_group() -> None:
+    core = scheduler(CacheGroup.window(WINDOW, pages=4), CacheGroup.state(every=8, pages=4))
+    prompt = np.arange(18, dtype=np.int32)
+    core.submit(1, prompt, max_new_tokens=2, key=KEY, goal=Goal.AWAIT, now_us=0)
+    step = core.plan(1)
+    hashes = {g: page_hashes(prompt, PAGE, KEY, tail=True, group=g) for g in range(3)}
+    named = list(zip(step.fetch_groups.tolist(), step.fetch_pages[:, 0].tolist(), strict=True))
+    last = (len(prompt) - 1) // PAGE
+    first_seen = (len(prompt) + 1 - WINDOW) // PAGE
+    assert named == [
+        *((0, index) for index in range(last + 1)),
+        *((1, index) for index in range(first_seen, last + 1)),
+        (2, last),
+        (2, 16 // PAGE - 1),
+    ]
+    for (group, index), digest in zip(named, step.fetch_hashes, strict=True):
+        assert bytes(hashes[group][index]) == bytes(digest)
+    targets = step.fetch_pages[:, 1].tolist()
+    for (group, index), page in zip(named, targets, strict=True):
+        assert page in core.pages(1, group).tolist()
+        assert core.pages_arrived(1, index, 1, group) is Reply.ACCEPTED
+    assert core.fetch_ended(1, 3, 2) is Reply.ACCEPTED
+    assert core.state(1) == "Decoding"
+    with pytest.raises(ValueError, match="group is 3"):
+        core.pages_arrived(1, 0, 1, 3)
 
 
 def test_groups_are_numbered_and_refused_by_number() -> None:

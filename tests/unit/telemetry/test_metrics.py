@@ -36,6 +36,8 @@ class Stats:
     reused_tokens: int = 50
     fetched_tokens: int = 30
     retractions: int = 0
+    draft_tokens: int = 0
+    accepted_draft_tokens: int = 0
 
 
 def value(metrics: RoleMetrics, name: str, **labels: str) -> float:
@@ -98,6 +100,14 @@ def test_the_states_of_the_pages_add_up_to_the_pool() -> None:
     assert value(metrics, "kv_cache_usage_perc") == pytest.approx(0.2)
     metrics.pool(replace(Stats(), total_pages=0))
     assert value(metrics, "kv_cache_usage_perc") == 0
+
+
+def test_groups_beside_the_tokens_are_told_apart() -> None:
+    metrics = WorkerMetrics()
+    metrics.group(1, free=3, cached=2, owned=1, referenced=0, leased=0)
+    metrics.group(2, free=9, cached=0, owned=0, referenced=0, leased=0)
+    assert value(metrics, "group_pages", group="1", state="free") == 3
+    assert value(metrics, "group_pages", group="2", state="free") == 9
 
 
 def test_a_finished_request_counts_once_everywhere() -> None:

@@ -34,7 +34,7 @@ VOCAB = 1000
 
 
 def pool(**fields: int) -> PoolState:
-    names = PoolState.__dataclass_fields__
+    names = set(PoolState.__dataclass_fields__) - {"beside"}
     return PoolState(**{name: fields.get(name, 0) for name in names})
 
 

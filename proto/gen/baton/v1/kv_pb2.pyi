@@ -79,16 +79,26 @@ class CacheIdentity(_message.Message):
     def __init__(self, wire_version: _Optional[int] = ..., model_fingerprint: _Optional[str] = ..., page_size: _Optional[int] = ..., groups: _Optional[_Iterable[_Union[CacheGroupIdentity, _Mapping]]] = ...) -> None: ...
 
 class CacheGroupIdentity(_message.Message):
-    __slots__ = ("name", "dtype", "layers", "page_bytes")
+    __slots__ = ("name", "dtype", "layers", "page_bytes", "blocks")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     LAYERS_FIELD_NUMBER: _ClassVar[int]
     PAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
     name: str
     dtype: str
     layers: int
     page_bytes: int
-    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., layers: _Optional[int] = ..., page_bytes: _Optional[int] = ...) -> None: ...
+    blocks: _containers.RepeatedCompositeFieldContainer[HeadBlock]
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., layers: _Optional[int] = ..., page_bytes: _Optional[int] = ..., blocks: _Optional[_Iterable[_Union[HeadBlock, _Mapping]]] = ...) -> None: ...
+
+class HeadBlock(_message.Message):
+    __slots__ = ("heads", "head_bytes")
+    HEADS_FIELD_NUMBER: _ClassVar[int]
+    HEAD_BYTES_FIELD_NUMBER: _ClassVar[int]
+    heads: int
+    head_bytes: int
+    def __init__(self, heads: _Optional[int] = ..., head_bytes: _Optional[int] = ...) -> None: ...
 
 class HandshakeRequest(_message.Message):
     __slots__ = ("reader", "cache")
@@ -105,8 +115,20 @@ class HandshakeResponse(_message.Message):
     MEMORY_FIELD_NUMBER: _ClassVar[int]
     holder: Peer
     cache: CacheIdentity
-    memory: ExportedMemory
-    def __init__(self, holder: _Optional[_Union[Peer, _Mapping]] = ..., cache: _Optional[_Union[CacheIdentity, _Mapping]] = ..., memory: _Optional[_Union[ExportedMemory, _Mapping]] = ...) -> None: ...
+    memory: ExportedCache
+    def __init__(self, holder: _Optional[_Union[Peer, _Mapping]] = ..., cache: _Optional[_Union[CacheIdentity, _Mapping]] = ..., memory: _Optional[_Union[ExportedCache, _Mapping]] = ...) -> None: ...
+
+class ExportedCache(_message.Message):
+    __slots__ = ("ranks",)
+    RANKS_FIELD_NUMBER: _ClassVar[int]
+    ranks: _containers.RepeatedCompositeFieldContainer[ExportedRank]
+    def __init__(self, ranks: _Optional[_Iterable[_Union[ExportedRank, _Mapping]]] = ...) -> None: ...
+
+class ExportedRank(_message.Message):
+    __slots__ = ("groups",)
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    groups: _containers.RepeatedCompositeFieldContainer[ExportedMemory]
+    def __init__(self, groups: _Optional[_Iterable[_Union[ExportedMemory, _Mapping]]] = ...) -> None: ...
 
 class ExportedMemory(_message.Message):
     __slots__ = ("agent", "agent_metadata", "memory_type", "base", "page_bytes", "pages", "device")
@@ -147,16 +169,18 @@ class LeaseResponse(_message.Message):
     def __init__(self, acquire: _Optional[_Union[AcquireResponse, _Mapping]] = ..., renew: _Optional[_Union[RenewResponse, _Mapping]] = ..., release: _Optional[_Union[ReleaseResponse, _Mapping]] = ...) -> None: ...
 
 class AcquireRequest(_message.Message):
-    __slots__ = ("reader", "epoch", "page_hashes", "ttl_ms")
+    __slots__ = ("reader", "epoch", "page_hashes", "ttl_ms", "group")
     READER_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     PAGE_HASHES_FIELD_NUMBER: _ClassVar[int]
     TTL_MS_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
     reader: str
     epoch: int
     page_hashes: bytes
     ttl_ms: int
-    def __init__(self, reader: _Optional[str] = ..., epoch: _Optional[int] = ..., page_hashes: _Optional[bytes] = ..., ttl_ms: _Optional[int] = ...) -> None: ...
+    group: int
+    def __init__(self, reader: _Optional[str] = ..., epoch: _Optional[int] = ..., page_hashes: _Optional[bytes] = ..., ttl_ms: _Optional[int] = ..., group: _Optional[int] = ...) -> None: ...
 
 class AcquireResponse(_message.Message):
     __slots__ = ("lease_id", "pages", "checksums", "ttl_ms")
