@@ -144,8 +144,8 @@ bench-scheduler: dev ## what a scheduling step costs, in C++ and seen from Pytho
 bench-router: dev ## what the router costs a token and a stream
 	@echo "== router" && $(BIN)/python bench/router/stream_cost.py
 
-bench-modeling: dev ## a step of the model beside plain torch
-	@echo "== modeling" && $(BIN)/python bench/modeling/step_time.py $(TRAINED)
+bench-modeling: dev ## a step of the model, eager beside compiled
+	@echo "== modeling" && $(BIN)/python bench/modeling/step_time.py $(TRAINED) --compiled 16
 
 bench-speculative: dev ## tokens a second with guesses beside without, at the model's depth and a large one's
 	@echo "== speculation" && $(BIN)/python bench/engine/speculation.py $(TRAINED)

@@ -82,6 +82,8 @@ class ModelRunner:
         self._model.bind_cache(self.arena.tensors)
         pages_per_slot = -(-resolve_max_context(config) // config.page_size)
         self._table = PageTable(config.max_running, pages_per_slot)
+        # Tokens of a step that decodes every row it may, guesses included.
+        self._decoding_tokens = config.max_running * (1 + config.draft_tokens)
         drafter = self._model.drafter
         self._guesser = (
             None
@@ -160,6 +162,7 @@ class ModelRunner:
         )
         self._draft_warm(1)
         self._table.apply(np.zeros(1, np.int32), none.reshape(0, 3))
+        self._model.prepare(self._decoding_tokens)
 
     def _draft_warm(self, kept: int) -> None:
         if self._guesser is not None:
@@ -170,6 +173,7 @@ def _options(config: EngineConfig) -> Options:
     return Options(
         costs=CostTable() if config.cost_table is None else load_costs(config.cost_table),
         cache_dtype=_CACHE_DTYPES[config.kv_cache_dtype],
+        execution=config.execution,
         draft=config.speculative is not None,
     )
 

@@ -121,12 +121,17 @@ def _dotted(capability: tuple[int, int]) -> str:
 
 @dataclass(frozen=True)
 class Implementation(Generic[P, R]):
-    """One way to compute an operator."""
+    """One way to compute an operator.
+
+    reads_host: looks at values of its inputs on the host (a loop over the rows' contexts), so that
+        it can neither be traced for a compiler nor captured in a CUDA graph.
+    """
 
     name: str
     function: Callable[P, R]
     band: Band
     requirements: Requirements
+    reads_host: bool = False
 
 
 @dataclass(frozen=True)
@@ -143,13 +148,17 @@ class Verdict:
 class Operator(Generic[P, R]):
     """A typed operator. Calling it selects by the first tensor argument; ``bind`` selects once."""
 
-    def __init__(self, reference: Callable[P, R], name: str | None = None) -> None:
+    def __init__(
+        self, reference: Callable[P, R], name: str | None = None, *, reads_host: bool = False
+    ) -> None:
         self.name = name or reference.__name__
         self.reference = reference
         self.__doc__ = reference.__doc__
         self._generator: Callable[..., tuple[tuple[object, ...], dict[str, object]]] | None = None
         self._table: dict[str, Implementation[P, R]] = {
-            "reference": Implementation("reference", reference, Band.REFERENCE, Requirements())
+            "reference": Implementation(
+                "reference", reference, Band.REFERENCE, Requirements(), reads_host
+            )
         }
 
     def __repr__(self) -> str:
@@ -160,14 +169,20 @@ class Operator(Generic[P, R]):
         return self._table
 
     def register(
-        self, name: str, *, band: Band, requirements: Requirements | None = None
+        self,
+        name: str,
+        *,
+        band: Band,
+        requirements: Requirements | None = None,
+        reads_host: bool = False,
     ) -> Callable[[Callable[P, R]], Callable[P, R]]:
         """Decorator that adds an implementation; its name must be new."""
 
         def add(function: Callable[P, R]) -> Callable[P, R]:
             if name in self._table:
                 raise KernelError(f"operator {self.name} already has an implementation {name!r}")
-            self._table[name] = Implementation(name, function, band, requirements or Requirements())
+            needs = requirements or Requirements()
+            self._table[name] = Implementation(name, function, band, needs, reads_host)
             return function
 
         return add

@@ -51,6 +51,8 @@ class Binding:
     cache_dtype: torch.dtype | None = None
     caches: list[CacheView] = field(default_factory=list)
     choices: dict[tuple[str, str], Verdict] = field(default_factory=dict)
+    # Whether what was bound since it was last cleared looks at values on the host.
+    reads_host: bool = False
 
     def operator(
         self, operator: Operator[P, R], dtype: torch.dtype | None = None, **shape: int
@@ -59,6 +61,7 @@ class Binding:
         site = Site.on(self.device, dtype or self.dtype, **shape)
         chosen = next(v for v in operator.explain(site, self.overrides) if v.chosen)
         self.choices[operator.name, chosen.implementation] = chosen
+        self.reads_host |= operator.implementations[chosen.implementation].reads_host
         return operator.bind(site, self.overrides)
 
     @property

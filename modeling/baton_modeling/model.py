@@ -17,7 +17,7 @@ from baton_modeling.cache import CacheLayout
 from baton_modeling.checkpoint import CheckpointReader, Progress
 from baton_modeling.communicators import Communicator, SingleComm
 from baton_modeling.compiler.costs import CostTable
-from baton_modeling.compiler.emit import Program, emit
+from baton_modeling.compiler.emit import emit
 from baton_modeling.compiler.explain import Explanation, explain
 from baton_modeling.compiler.lower import lower
 from baton_modeling.compiler.operations import Lowered
@@ -25,6 +25,7 @@ from baton_modeling.compiler.rewrite import RULES
 from baton_modeling.compiler.verify import checker
 from baton_modeling.description import CheckpointError, ModelDescription, read_model_description
 from baton_modeling.drafter import CompiledDrafter, kept
+from baton_modeling.execution import Executable, Execution, executable
 from baton_modeling.families import family_of
 from baton_modeling.families.family import FamilyModel
 from baton_modeling.graph import Graph
@@ -40,6 +41,7 @@ class Options:
         token), bfloat16, or None for the model's. Recurrent states stay as they are.
     kernels: implementation by operator; the variable BATON_KERNELS adds to it.
     draft: load the multi-token-prediction layer too; its entries are one more layer of the cache.
+    execution: how programs run: "eager", or "compiled" once ``CompiledModel.prepare`` was called.
     """
 
     costs: CostTable = field(default_factory=CostTable)
@@ -47,6 +49,7 @@ class Options:
     cache_dtype: torch.dtype | None = None
     kernels: Mapping[str, str] | None = None
     draft: bool = False
+    execution: Execution = "eager"
 
 
 class CompiledModel:
@@ -56,7 +59,7 @@ class CompiledModel:
         self,
         config: ModelDescription,
         cache_layout: CacheLayout,
-        program: Program,
+        program: Executable,
         lowered: Lowered,
         binding: Binding,
         fingerprint: str,
@@ -97,6 +100,15 @@ class CompiledModel:
                 )
         for view in self._binding.caches:
             view.attach(arenas[view.group])
+
+    def prepare(self, rows: int) -> None:
+        """Make ready for decoding batches of up to ``rows`` rows, the drafter too.
+
+        Call it once, after first steps and before serving. It may compile, which takes a while.
+        """
+        self._program.prepare(rows)
+        if self.drafter is not None:
+            self.drafter.prepare(rows)
 
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch) -> Tensor:
@@ -201,7 +213,7 @@ def load_model(
         reader.expected = len(declared)
         reader.refuse_unread(skipped, declared)
 
-        def compiled(graph: Graph) -> tuple[Program, Lowered]:
+        def compiled(graph: Graph) -> tuple[Executable, Lowered]:
             lowered = compile_graph(graph, mesh, dtype.itemsize, options.costs)
             program = emit(
                 lowered,
@@ -213,7 +225,7 @@ def load_model(
                 },
                 checker(lowered, peers) if options.verify else None,
             )
-            return program, lowered
+            return executable(program, options.execution), lowered
 
         program, lowered = compiled(graph)
         drafter = None if draft is None else CompiledDrafter(*compiled(draft), binding)

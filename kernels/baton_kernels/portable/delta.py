@@ -15,14 +15,14 @@ from baton_kernels.states import StateRows
 _BLOCK = 64
 
 
-@operators.conv_decode.register("batched", band=Band.PORTABLE)
+@operators.conv_decode.register("batched", band=Band.PORTABLE, reads_host=True)
 def conv_decode(x: Tensor, weight: Tensor, state: Tensor, rows: StateRows) -> Tensor:
     window = torch.cat([rows.gather(state), x.float()[..., None]], 2)
     rows.scatter(state, window[..., 1:])
     return F.silu((window * weight.float()).sum(2)).to(x.dtype)
 
 
-@operators.conv_prefill.register("shifted", band=Band.PORTABLE)
+@operators.conv_prefill.register("shifted", band=Band.PORTABLE, reads_host=True)
 def conv_prefill(x: Tensor, weight: Tensor, state: Tensor, rows: StateRows) -> Tensor:
     # A sum of shifted copies is faster than conv1d here, and needs no transposed copy.
     taps = weight.float().t().contiguous()
@@ -41,7 +41,7 @@ def conv_prefill(x: Tensor, weight: Tensor, state: Tensor, rows: StateRows) -> T
     return out
 
 
-@operators.delta_decode.register("batched", band=Band.PORTABLE)
+@operators.delta_decode.register("batched", band=Band.PORTABLE, reads_host=True)
 def delta_decode(
     q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, state: Tensor, rows: StateRows
 ) -> Tensor:
@@ -57,7 +57,7 @@ def delta_decode(
     return torch.bmm(queries[:, None], s).view(v.shape).to(v.dtype)
 
 
-@operators.delta_prefill.register("chunked", band=Band.PORTABLE)
+@operators.delta_prefill.register("chunked", band=Band.PORTABLE, reads_host=True)
 def delta_prefill(
     q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, state: Tensor, rows: StateRows
 ) -> Tensor:

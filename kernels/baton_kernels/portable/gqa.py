@@ -17,7 +17,7 @@ def gathered(cache: Tensor, pages: Tensor, queries: Tensor) -> Tensor:
     return unpack(cache.index_select(0, pages), halves(cache), working_dtype(queries))
 
 
-@operators.gqa_decode.register("gathered", band=Band.PORTABLE)
+@operators.gqa_decode.register("gathered", band=Band.PORTABLE, reads_host=True)
 def gqa_decode(
     queries: Tensor,
     cache: Tensor,
@@ -45,7 +45,7 @@ def gqa_decode(
     return out.view(queries.shape).to(queries.dtype)
 
 
-@operators.gqa_prefill.register("gathered", band=Band.PORTABLE)
+@operators.gqa_prefill.register("gathered", band=Band.PORTABLE, reads_host=True)
 def gqa_prefill(
     queries: Tensor,
     cache: Tensor,

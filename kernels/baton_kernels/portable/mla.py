@@ -22,7 +22,7 @@ def gathered(cache: Tensor, pages: Tensor, rank: int, queries: Tensor) -> Tensor
     return unpack(cache.index_select(0, pages), parts, working_dtype(queries)).flatten(0, 1)
 
 
-@operators.mla_decode.register("gathered", band=Band.PORTABLE)
+@operators.mla_decode.register("gathered", band=Band.PORTABLE, reads_host=True)
 def mla_decode(queries: Tensor, cache: Tensor, rows: PagedRows, rank: int, scale: float) -> Tensor:
     entries = gathered(cache, rows.flat_pages, rank, queries)
     scaled = queries.to(entries.dtype) * scale
@@ -47,7 +47,7 @@ def prefers_absorbed(queries: int, nope: int, value: int, rank: int, rope: int) 
     return queries * (2 * rank - nope - value) < rank * (nope + value)
 
 
-@operators.mla_prefill.register("gathered", band=Band.PORTABLE)
+@operators.mla_prefill.register("gathered", band=Band.PORTABLE, reads_host=True)
 def mla_prefill(
     queries: Tensor, w_uk: Tensor, w_uv: Tensor, cache: Tensor, rows: PagedRows, scale: float
 ) -> Tensor:

@@ -13,7 +13,7 @@ from baton_kernels.reference.moe import clamped_glu
 from baton_kernels.registry import Band
 
 
-@operators.moe_experts.register("sorted", band=Band.PORTABLE)
+@operators.moe_experts.register("sorted", band=Band.PORTABLE, reads_host=True)
 def moe_experts(
     x: Tensor,
     weights: Tensor,
@@ -31,7 +31,7 @@ def moe_experts(
     return by_expert(x, weights, experts - first_expert, len(gate_up), compute)
 
 
-@operators.moe_experts_clamped.register("sorted", band=Band.PORTABLE)
+@operators.moe_experts_clamped.register("sorted", band=Band.PORTABLE, reads_host=True)
 def moe_experts_clamped(
     x: Tensor,
     weights: Tensor,

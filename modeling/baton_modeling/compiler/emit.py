@@ -23,12 +23,17 @@ LoadWeights = Callable[[Module], Mapping[str, Tensor]]
 
 @dataclass(frozen=True)
 class Instruction:
-    """A bound operation: ``registers[outputs] = run(step, *registers[inputs])``."""
+    """A bound operation: ``registers[outputs] = run(step, *registers[inputs])``.
+
+    pure: each row of its outputs is a function of that row of its inputs. It reads neither the
+        step nor values on the host, and it does not communicate.
+    """
 
     run: Callable[..., Any]
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     label: str
+    pure: bool = False
 
 
 class Program:
@@ -52,6 +57,9 @@ class Program:
                     registers[register] = tensor
         output: Tensor = registers[self.output]
         return output
+
+    def prepare(self, rows: int) -> None:
+        """Nothing: a program runs batches of any size as they come."""
 
 
 def emit(
@@ -79,14 +87,22 @@ def emit(
         # again; a selection may be the very tensor it selected from, and a branch may still read.
         read_again = operation.inputs and allocation.last[operation.inputs[0]] > index
         owned = not read_again and not kept.intersection(operation.inputs[:1])
+        binding.reads_host = False
         run = _bind(operation, binding, comm if owned else _Copying(comm), load)
+        pure = _is_pure(operation) and not binding.reads_host and check is None and place is None
         if check is not None:
             run = check(operation, run)
         if place is not None:
             run = _placed(operation, run, from_aside, place)
         inputs, outputs = allocation.step(index, operation)
-        instructions.append(Instruction(run, inputs, outputs, operation.label))
+        instructions.append(Instruction(run, inputs, outputs, operation.label, pure))
     return Program(instructions, allocation.count, allocation.at[lowered.outputs[0]])
+
+
+def _is_pure(operation: Operation) -> bool:
+    if operation.kind is Kind.ADD_NORM:
+        return operation.axis is None
+    return operation.module is not None and operation.module.rowwise
 
 
 def _placed(
