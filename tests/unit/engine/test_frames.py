@@ -16,6 +16,7 @@ from baton_engine.ranks.frames import (
     pack_pull,
     pack_pulled,
     pack_step,
+    unpack_draft,
     unpack_hash,
     unpack_hashed,
     unpack_pull,
@@ -52,6 +53,13 @@ def test_a_step_survives_the_wire(seed: int) -> None:
     for name in ("rows", "token_ids", "page_deltas", "slot_resets", "copies", "states"):
         sent, received = getattr(step, name), getattr(back, name)
         assert sent.shape == received.shape and (sent == received).all(), name
+
+
+def test_what_to_draft_survives_the_wire() -> None:
+    rows = np.arange(12, dtype=np.int32).reshape(4, 3)
+    assert (unpack_draft(rows.tobytes()).rows == rows).all()
+    with pytest.raises(ValueError, match="reshape"):
+        unpack_draft(rows.tobytes()[:-4])
 
 
 def test_a_cut_step_is_refused() -> None:
