@@ -147,8 +147,9 @@ bench-router: dev ## what the router costs a token and a stream
 bench-modeling: dev ## a step of the model beside plain torch
 	@echo "== modeling" && $(BIN)/python bench/modeling/step_time.py $(TRAINED)
 
-bench-handover: dev ## pulled pages beside raw NIXL, what hides behind prefill, a session's pages
+bench-handover: dev ## pulled pages beside raw NIXL and of other layouts, what hides behind prefill, a session's pages
 	@echo "== pulled pages beside raw NIXL" && $(BIN)/python bench/handover/throughput.py
+	@echo "== pages of ranks of another number" && $(BIN)/python bench/handover/layouts.py
 	@echo "== transfer behind prefill" && $(BIN)/python bench/handover/overlap.py
 	@echo "== a session of forty turns" && $(BIN)/python -m pytest -q -s -m slow tests/integration/test_session_replay.py
 

@@ -36,7 +36,11 @@ class ReadOutcome:
 def together(outcomes: Sequence[ReadOutcome]) -> ReadOutcome:
     """Of reads whose pages are of use together only: the worst, with the bytes of all."""
     worst = min(outcomes, key=lambda outcome: (outcome.arrived, outcome.failure is None))
-    return replace(worst, moved_bytes=sum(outcome.moved_bytes for outcome in outcomes))
+    return replace(
+        worst,
+        moved_bytes=sum(outcome.moved_bytes for outcome in outcomes),
+        verified=all(outcome.verified for outcome in outcomes),
+    )
 
 
 def ended_at_once(failure: ReadFailure, detail: str) -> Future[ReadOutcome]:
