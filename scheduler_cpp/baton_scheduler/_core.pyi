@@ -400,3 +400,6 @@ def page_hashes(
     """[n, 16]: chained SipHash-2-4-128 identities, keyed with `key` (16 bytes). Row i identifies
     tokens[0 : (i + 1) * page_size] through its parent. tail appends the identity of the last,
     partial page, if there is one. group: salts them, as that group's pages go by."""
+
+def in_group(hashes: NDArray[np.uint8], group: int) -> NDArray[np.uint8]:
+    """[n, 16]: what the pages of group 0 with these identities, [n, 16], go by in another group."""

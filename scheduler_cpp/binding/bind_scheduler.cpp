@@ -183,6 +183,13 @@ nb::object page_hashes(const nb::object& tokens, std::int64_t page_size, const n
   return copy<std::uint8_t, sizeof(Digest)>(identities);
 }
 
+nb::object in_group_of(const nb::object& hashes, std::int64_t group) {
+  const auto of = digests(hashes, "hashes");
+  std::vector<Digest> identities(of.begin(), of.end());
+  for (Digest& identity : identities) identity = in_group(identity, count(group, "group", 0));
+  return copy<std::uint8_t, sizeof(Digest)>(identities);
+}
+
 // One read-only property per array of the plan.
 template <class Scalar, std::size_t Columns, auto Member>
 nb::object plan_view(PyStep& self) {
@@ -356,6 +363,7 @@ void bind_scheduler(nb::module_& m) {
       .def("check_invariants", &Scheduler::check_invariants);
   m.def("page_hashes", page_hashes, nb::arg("tokens"), nb::arg("page_size"), nb::arg("key"),
         nb::kw_only(), nb::arg("tail") = false, nb::arg("group") = 0);
+  m.def("in_group", in_group_of, nb::arg("hashes"), nb::arg("group"));
 }
 
 }  // namespace baton::binding
