@@ -385,8 +385,8 @@ class Scheduler:
         """Name of the request's state; None when it is gone."""
     def pages(self, request: int, group: int = 0) -> NDArray[np.int32]:
         """The request's pages in token order, empty if it holds none. For tests."""
-    def free_pages(self) -> NDArray[np.int32]:
-        """Pages that hold nothing and belong to nobody. For debugging."""
+    def free_pages(self, group: int = 0) -> NDArray[np.int32]:
+        """Pages of a group that hold nothing and belong to nobody. For debugging."""
     def check_invariants(self) -> str:
         """Empty when every invariant holds, else what is broken. Walks everything: for tests."""
 

@@ -347,13 +347,16 @@ void bind_scheduler(nb::module_& m) {
             return copy<std::int32_t, 1>(self.pages_of(request, group_of(self, group)));
           },
           nb::arg("request"), nb::arg("group") = 0)
-      .def("free_pages",
-           [](const Scheduler& self) {
-             std::vector<std::int32_t> ids;
-             ids.reserve(self.free_pages().size());
-             for (const PageId page : self.free_pages()) ids.push_back(raw(page));
-             return copy<std::int32_t, 1>(ids);
-           })
+      .def(
+          "free_pages",
+          [](const Scheduler& self, std::int64_t group) {
+            const std::vector<PageId>& free = self.free_pages(group_of(self, group));
+            std::vector<std::int32_t> ids;
+            ids.reserve(free.size());
+            for (const PageId page : free) ids.push_back(raw(page));
+            return copy<std::int32_t, 1>(ids);
+          },
+          nb::arg("group") = 0)
       .def(
           "pool_stats",
           [](const Scheduler& self, std::int64_t group) {
