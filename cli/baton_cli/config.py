@@ -41,6 +41,15 @@ def _one() -> list[dict[str, Any]]:
     return [{}]
 
 
+class SpeculativeSection(BaseModel):
+    """How tokens are guessed; both worker roles must agree, since pages hold the guesser's part."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    method: Literal["mtp"] = "mtp"  # the checkpoint's own multi-token-prediction layer
+    tokens: int = Field(default=1, ge=1, le=64)  # guesses a step
+
+
 class ModelSection(BaseModel):
     """The checkpoint that the whole cluster serves, and how its cache is cut."""
 
@@ -51,6 +60,7 @@ class ModelSection(BaseModel):
     dtype: Literal["float32", "bfloat16"] = "float32"
     kv_cache_dtype: Literal["model", "bfloat16", "fp8"] = "model"
     page_size: int = Field(default=16, ge=1, le=1024)  # tokens
+    speculative: SpeculativeSection | None = None  # null: one token a step
 
 
 class ClusterConfig(BaseModel):
@@ -196,6 +206,7 @@ class ClusterConfig(BaseModel):
             "dtype": self.model.dtype,
             "kv_cache_dtype": self.model.kv_cache_dtype,
             "page_size": self.model.page_size,
+            "speculative": self.model.model_dump()["speculative"],
             "kvstore": kvstores,
         }
 

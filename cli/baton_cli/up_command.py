@@ -60,6 +60,12 @@ def add_cluster_flags(parser: argparse.ArgumentParser) -> None:
         help="how keys, values and latents are kept (default: as the model's dtype)",
     )
     parser.add_argument(
+        "--speculative-tokens",
+        type=int,
+        metavar="K",
+        help="guess K tokens a step with the checkpoint's multi-token-prediction layer",
+    )
+    parser.add_argument(
         "--start-timeout", type=float, default=120.0, metavar="S", help="seconds to become healthy"
     )
     add_config_flags(parser, required=False)
@@ -69,11 +75,13 @@ def cluster_config(options: argparse.Namespace) -> ClusterConfig:
     """The cluster that the flags ask for, with every address chosen. Raises ConfigError."""
     config = config_of(options, None if options.config else _tree(options))
     shape = (options.model, options.prefill, options.decode, options.tp, options.kv_cache_dtype)
-    if options.config and any(shape):
+    speculates = options.speculative_tokens is not None
+    if options.config and (any(shape) or speculates):
         raise ConfigError(
             [
-                "--model, --prefill, --decode, --tp and --kv-cache-dtype describe a cluster "
-                "without --config; with one, say --set model.path=DIR or --set decode.*.tp=2"
+                "--model, --prefill, --decode, --tp, --kv-cache-dtype and --speculative-tokens "
+                "describe a cluster without --config; with one, say --set model.path=DIR or "
+                "--set decode.*.tp=2"
             ]
         )
     if getattr(options, "gateway", None) and config.gateway is None:
@@ -93,9 +101,11 @@ def _tree(options: argparse.Namespace) -> Tree:
     decode = 1 if options.decode is None else options.decode
     ranks = (prefill + decode) * (options.tp or 1)
     worker["threads"] = max(1, (os.cpu_count() or 1) // ranks)
-    model = {"path": str(options.model.resolve())}
+    model: Tree = {"path": str(options.model.resolve())}
     if options.kv_cache_dtype:
         model["kv_cache_dtype"] = options.kv_cache_dtype
+    if options.speculative_tokens is not None:
+        model["speculative"] = {"method": "mtp", "tokens": options.speculative_tokens}
     return {
         "model": model,
         "prefill": [dict(worker) for _ in range(prefill)],

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -11,8 +12,9 @@ from numpy.typing import NDArray
 from baton_engine.batch import Sampling
 from baton_engine.core import EngineCore
 from baton_engine.events import TokenLogprob
-from baton_engine.ports import Sampler, SampleResult, StopMatch, StopMatcher
+from baton_engine.ports import Sampler, StopMatch, StopMatcher
 from baton_engine.request import StopParams
+from baton_engine.verifying import Drawing, Drawn
 
 # The scheduler's flags of a sampling row.
 GO_ON, FINISH, POISONED = 0, 1, 2
@@ -20,21 +22,29 @@ GO_ON, FINISH, POISONED = 0, 1, 2
 
 @dataclass(slots=True)
 class Outcome:
-    """What sampling decided, one entry per sampling row."""
+    """What sampling decided."""
 
-    tokens: NDArray[np.int32]
-    flags: NDArray[np.uint8]
-    result: SampleResult | None  # None: the step failed
-    stops: dict[int, StopMatch]
-    failure: str = ""
+    tokens: NDArray[np.int32]  # [sum of accepted], row after row
+    flags: NDArray[np.uint8]  # [S], one per sampling row
+    accepted: NDArray[np.int32] | None = None  # [S] tokens each row brings; None: one each
+    # None when no row asked; else one per token, None for the rows that did not ask.
+    logprobs: Sequence[TokenLogprob | None] | None = None
+    stops: dict[int, StopMatch] = field(default_factory=dict)  # by sampling row
+    failure: str = ""  # why the step failed; empty when it did not
     forward_us: int = 0
     sample_us: int = 0
+    draft_us: int = 0
 
     @staticmethod
     def failed(rows: int, failure: str) -> Outcome:
         """A step that failed: every sampling row is poisoned."""
         tokens, flags = np.zeros(rows, np.int32), np.full(rows, POISONED, np.uint8)
-        return Outcome(tokens, flags, None, {}, failure)
+        return Outcome(tokens, flags, failure=failure)
+
+    @property
+    def counts(self) -> NDArray[np.int32]:
+        """How many tokens each row brings, int32 [S]."""
+        return np.ones(len(self.flags), np.int32) if self.accepted is None else self.accepted
 
 
 class TokenChooser:
@@ -53,45 +63,66 @@ class TokenChooser:
     def choose(
         self, logits: torch.Tensor | None, requests: NDArray[np.uint64], sampling: Sampling
     ) -> Outcome:
-        """One token per sampling row. logits: float32 [L, V], None when no row samples."""
+        """The tokens of the sampling rows. logits: float32 [L, V], None when no row samples."""
         if logits is None or not len(sampling.rows):
-            empty = np.empty(0, np.int32)
-            nothing = SampleResult(empty, None, np.empty(0, np.bool_))
-            return Outcome(empty, np.empty(0, np.uint8), nothing, {})
+            return Outcome(np.empty(0, np.int32), np.empty(0, np.uint8))
         self._adopt_slots(sampling.slots, requests)
         alive = self._slot_owner[sampling.slots] == requests
-        if not alive.all():  # cancelled since the plan, before they had any sampling state
-            return self._sample_some(logits, sampling, np.flatnonzero(alive))
-        return self._decide(logits, sampling.slots, sampling.positions)
+        if sampling.guesses is not None:
+            return self._verify(logits, sampling, sampling.guesses, alive)
+        drawing = Drawing(self._sampler, self._stops, logits, sampling.slots, sampling.positions)
+        if alive.all():
+            drawn = drawing.all()
+        else:  # cancelled since the plan, before they had any sampling state
+            drawn = Drawn.nothing(len(alive))
+            drawing.into(drawn, np.flatnonzero(alive))
+        flags = np.where(drawn.ended, FINISH, GO_ON).astype(np.uint8)
+        flags[drawn.poisoned] = POISONED
+        return Outcome(drawn.tokens, flags, None, drawn.logprobs, drawn.stops)
 
-    def _sample_some(
-        self, logits: torch.Tensor, sampling: Sampling, rows: NDArray[np.int64]
+    def _verify(
+        self,
+        logits: torch.Tensor,
+        sampling: Sampling,
+        guesses: NDArray[np.int32],
+        alive: NDArray[np.bool_],
     ) -> Outcome:
-        """Sample these rows only; the tokens of the others are nobody's."""
-        count = len(sampling.rows)
-        whole = Outcome(np.zeros(count, np.int32), np.zeros(count, np.uint8), None, {})
-        poisoned = np.zeros(count, np.bool_)
-        logprobs: list[TokenLogprob | None] = [None] * count
-        if len(rows):
-            chosen = logits[torch.from_numpy(rows).to(logits.device)]
-            some = self._decide(chosen, sampling.slots[rows], sampling.positions[rows])
-            whole.tokens[rows], whole.flags[rows] = some.tokens, some.flags
-            whole.stops = {int(rows[i]): match for i, match in some.stops.items()}
-            if some.result is not None:
-                poisoned[rows] = some.result.poisoned
-                for i, logprob in zip(rows, some.result.logprobs or (), strict=False):
-                    logprobs[i] = logprob
-        whole.result = SampleResult(whole.tokens, logprobs, poisoned)
-        return whole
+        """Of each row the guesses that are what would have been sampled, and one token more.
 
-    def _decide(
-        self, logits: torch.Tensor, slots: NDArray[np.int64], positions: NDArray[np.int64]
-    ) -> Outcome:
-        result = self._sampler.sample(logits, slots, positions)
-        stop_flags, stops = self._stops.check(slots, result.tokens)
-        flags = np.where(stop_flags != 0, FINISH, GO_ON).astype(np.uint8)
-        flags[result.poisoned] = POISONED
-        return Outcome(result.tokens.astype(np.int32, copy=False), flags, result, stops)
+        Rows without a memory are drawn at once, at every position. What a row with one (penalties,
+        a grammar, stop strings) draws depends on the tokens before, so its positions come one
+        after the other, for as long as guesses hold good.
+        """
+        samples, slots = sampling.samples, sampling.slots
+        starts = np.cumsum(samples) - samples
+        row_of = np.repeat(np.arange(len(samples)), samples)
+        within = np.arange(len(row_of)) - starts[row_of]
+        positions = sampling.positions[row_of] + within
+        drawing = Drawing(self._sampler, self._stops, logits, slots[row_of], positions)
+        drawn = Drawn.nothing(len(row_of))
+        remembers = self._sampler.remembers(slots) | self._stops.remembers(slots)
+        drawing.into(drawn, np.flatnonzero((alive & ~remembers)[row_of]))
+        at = starts[alive & remembers]
+        while len(at):
+            drawing.into(drawn, at)
+            at = at[drawn.goes_on(at, guesses[at])] + 1  # no guess follows a row's last token
+
+        everything = np.arange(len(row_of))
+        on = drawn.goes_on(everything, guesses)
+        on &= alive[row_of]
+        on[:-1] &= ~drawn.poisoned[1:]  # the step after this one says so
+        last = np.minimum.reduceat(np.where(on, len(row_of), everything), starts)
+        flags = np.where(drawn.ended[last], FINISH, GO_ON).astype(np.uint8)
+        flags[drawn.poisoned[starts]] = POISONED
+        kept = np.flatnonzero(everything <= last[row_of])
+        logprobs = drawn.logprobs
+        return Outcome(
+            drawn.tokens[kept],
+            flags,
+            (last - starts + 1).astype(np.int32),
+            None if logprobs is None else [logprobs[at] for at in kept.tolist()],
+            {row: drawn.stops[at] for row, at in enumerate(last.tolist()) if at in drawn.stops},
+        )
 
     def _adopt_slots(self, slots: NDArray[np.int64], requests: NDArray[np.uint64]) -> None:
         """Give slots whose request changed their new sampling and stop state."""

@@ -12,6 +12,17 @@ from baton_transfer import Transport
 Launcher = Literal["process", "ray"]
 
 
+class Speculative(BaseModel):
+    """How tokens are guessed that the next step then verifies."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    # mtp: by the multi-token-prediction layer of the checkpoint.
+    method: Literal["mtp"] = "mtp"
+    # Guesses of each step for each request; the layer is trained for the first.
+    tokens: Annotated[int, Field(ge=1, le=64)] = 1
+
+
 class EngineConfig(BaseModel):
     """One worker's execution plane. Lengths are in tokens, times in milliseconds."""
 
@@ -21,6 +32,9 @@ class EngineConfig(BaseModel):
     dtype: Literal["float32", "bfloat16"] = "float32"
     # How keys, values and latents are kept: "fp8" is float8_e4m3 with a scale per token.
     kv_cache_dtype: Literal["model", "bfloat16", "fp8"] = "model"
+    # None: one token a step. Workers that exchange pages must say the same: pages hold the drafting
+    # layer's entries too.
+    speculative: Speculative | None = None
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
 
     page_size: Annotated[int, Field(ge=1, le=1024)] = 16
@@ -79,6 +93,13 @@ class EngineConfig(BaseModel):
                 f"({self.max_running}): a step could not give every running request its token; "
                 f"raise max_step_tokens or lower max_running"
             )
+        if self.max_step_tokens < self.max_running * (1 + self.draft_tokens):
+            raise ValueError(
+                f"max_step_tokens is {self.max_step_tokens}, but {self.max_running} running "
+                f"requests (max_running) with speculative.tokens {self.draft_tokens} feed up to "
+                f"{self.max_running * (1 + self.draft_tokens)} tokens a step, which would leave "
+                f"none for prompts; raise max_step_tokens or lower one of the others"
+            )
         if self.debug_poison_free_pages and (self.device != "cpu" or self.tp > 1):
             raise ValueError(
                 f"debug_poison_free_pages works on the cpu with tp 1 only (device is "
@@ -98,6 +119,11 @@ class EngineConfig(BaseModel):
                     f"{pages} or lower max_context"
                 )
         return self
+
+    @property
+    def draft_tokens(self) -> int:
+        """Guesses of each step for each request; 0 without speculation."""
+        return 0 if self.speculative is None else self.speculative.tokens
 
     @property
     def keeps_checksums(self) -> bool:

@@ -65,6 +65,14 @@ class FetchTotals:
     failed_fetches: int = 0
 
 
+@dataclass(slots=True)
+class DraftTotals:
+    """Counts of speculation, since the start."""
+
+    proposed: int = 0
+    accepted: int = 0
+
+
 class EngineCore:
     """Every field is read and written under `lock`, which no one holds while waiting.
 
@@ -88,6 +96,7 @@ class EngineCore:
         self.ledger = Ledger()
         self.outbox = Outbox()
         self.fetched = FetchTotals()
+        self.drafted = DraftTotals()
         self.draining = False
         self.failure: str | None = None
         self.stopping = False
@@ -126,13 +135,15 @@ class EngineCore:
         self.fail(live, reason, message)
         self.wake()
 
-    def emit(self, live: LiveRequest, token: int, logprob: TokenLogprob | None) -> None:
-        """One token of one attempt."""
+    def emit(
+        self, live: LiveRequest, tokens: Sequence[int], logprobs: Sequence[TokenLogprob | None]
+    ) -> None:
+        """The next tokens of one attempt, with their log-probs if it asked for any."""
         position = live.next_position
-        live.emitted.append(token)
-        logprobs = () if logprob is None else (logprob,)
-        cost = replace(live.cost) if len(live.emitted) == 1 else None
-        self.outbox.events.append(TokensEmitted(*live.key, position, (token,), logprobs, cost))
+        cost = None if live.emitted else replace(live.cost)
+        live.emitted.extend(tokens)
+        told = tuple(logprob for logprob in logprobs if logprob is not None)
+        self.outbox.events.append(TokensEmitted(*live.key, position, tuple(tokens), told, cost))
 
     def note_sealed(self, live: LiveRequest, pages: int) -> None:
         """The first `pages` pages of a HandOver attempt can be leased now."""
@@ -243,6 +254,8 @@ class EngineCore:
             bytes_moved=self.fetched.bytes_moved,
             failed_fetches=self.fetched.failed_fetches,
             beside=tuple(self._group_pages(group) for group in range(1, self.groups)),
+            draft_tokens=self.drafted.proposed,
+            accepted_draft_tokens=self.drafted.accepted,
         )
 
     def _group_pages(self, group: int) -> GroupPages:

@@ -125,6 +125,7 @@ class Engine:
                 max_context=max_context,
                 max_waiting=config.max_waiting,
                 hold_us=config.hold_ms * 1000,
+                max_draft_tokens=config.draft_tokens,
                 side_groups=beside,
             )
         )
@@ -158,6 +159,7 @@ class Engine:
             poison=(
                 FreePagePoison(loaded.ranks.arenas) if self.config.debug_poison_free_pages else None
             ),
+            drafts=self.config.speculative is not None,
         )
         puller = open_puller(peer, loaded.ranks, self.config)
         fetcher = Fetcher(loaded.core, puller, self.config)

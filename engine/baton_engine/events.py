@@ -165,6 +165,8 @@ class PoolState:
     bytes_moved: int
     failed_fetches: int  # pulls that ended with something missing
     beside: tuple[GroupPages, ...] = ()  # of groups 1, 2, ...
+    draft_tokens: int = 0  # guesses that steps verified
+    accepted_draft_tokens: int = 0  # of these: what would have been sampled
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +178,7 @@ class StepTimes:
     plan_us: int = 0
     forward_us: int = 0
     sample_us: int = 0
+    draft_us: int = 0  # guessing what comes next
     complete_us: int = 0  # scheduler.complete, checksums, building the events
 
 

@@ -45,6 +45,11 @@ class LiveRequest:
         """Index in prompt + output of the next token to be generated."""
         return len(self.request.token_ids) + len(self.emitted)
 
+    def token_at(self, position: int) -> int:
+        """The token at an index in prompt + output that is known."""
+        behind = position - len(self.request.token_ids)
+        return self.emitted[behind] if behind >= 0 else int(self.request.token_ids[position])
+
     def sampling_history(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """(prompt tokens, output tokens so far, earlier attempts included)."""
         tokens, prompt = self.request.token_ids, self.request.prompt_tokens

@@ -40,6 +40,13 @@ class PageTable:
             )
         return pages
 
+    def holds(self, slots: NDArray[np.int32], indices: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether there is a page at (slots[i], indices[i])."""
+        if slots.size:
+            self._reach(int(slots.max()), int(indices.max()))
+        held: NDArray[np.bool_] = self._table[slots, indices] != VOID
+        return held
+
     def _reach(self, slot: int, index: int) -> None:
         slots, pages = self._table.shape
         if slot < slots and index < pages:

@@ -108,7 +108,7 @@ def _note_starts(core: EngineCore, step: Step) -> None:
             raise RuntimeError(f"request {live.key} started decoding without a first token")
         if live.first_known_us is not None:
             live.cost.handover_us = now_us() - live.first_known_us
-        core.emit(live, live.first_token, live.first_logprob)
+        core.emit(live, (live.first_token,), (live.first_logprob,))
     for handle, reason in zip(step.finished_requests, step.finished_reasons, strict=True):
         live = core.ledger.get(int(handle))
         if live is not None and reason == SchedulerFinish.DEADLINE:

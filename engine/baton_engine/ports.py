@@ -43,12 +43,15 @@ class Sampler(Protocol):
     def drop(self, slot: int) -> None:
         """Forget a slot; unknown slots are ignored."""
 
+    def remembers(self, slots: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """[L] whether what a slot draws depends on which tokens it drew before."""
+
     def sample(
         self, logits: torch.Tensor, slots: NDArray[np.int64], positions: NDArray[np.int64]
     ) -> SampleResult:
         """Sample one token per row and count it as output of its slot.
 
-        logits: float32 [L, V], may be overwritten. slots: [L], distinct.
+        logits: float32 [L, V], may be overwritten. slots: [L], those that remember at most once.
         positions: [L], the index in prompt + output that the new token gets.
         """
 
@@ -69,6 +72,9 @@ class StopMatcher(Protocol):
 
     def drop(self, slot: int) -> None:
         """Forget a slot; unknown slots are ignored."""
+
+    def remembers(self, slots: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """[L] whether what ends a slot's request depends on the tokens before."""
 
     def check(
         self, slots: NDArray[np.int64], tokens: NDArray[np.int32]

@@ -9,12 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from baton_engine.arena import KvArena
 from baton_engine.batch import StepInput, forward_batch
 from baton_engine.config import EngineConfig
 from baton_engine.groups import group_pages, state_group
+from baton_engine.guessing import DraftOrder, Guesser
 from baton_engine.page_table import PageTable
+from baton_engine.speculation import refuse_speculation
 from baton_modeling import Communicator, Mesh, Options, load_model, tensor_parallel_mesh
 from baton_modeling.compiler.costs import CostTable
 from baton_modeling.compiler.tuning import load_costs
@@ -60,6 +63,7 @@ class ModelRunner:
         progress: LoadProgress | None = None,
     ) -> None:
         """Load this rank's part of the checkpoint. ValueError says what cannot be served."""
+        refuse_speculation(config)
         self._device = torch.device(config.device)
         self._page_size = config.page_size
         self._model = load_model(
@@ -78,6 +82,12 @@ class ModelRunner:
         self._model.bind_cache(self.arena.tensors)
         pages_per_slot = -(-resolve_max_context(config) // config.page_size)
         self._table = PageTable(config.max_running, pages_per_slot)
+        drafter = self._model.drafter
+        self._guesser = (
+            None
+            if drafter is None
+            else Guesser(drafter, self._table, self._page_size, self._device, config.draft_tokens)
+        )
 
     @property
     def fingerprint(self) -> str:
@@ -98,7 +108,17 @@ class ModelRunner:
         if not len(step.rows):
             return None
         batch = forward_batch(step, self._table, self._page_size, self._device)
-        return self._model.forward(batch)
+        if self._guesser is None:
+            return self._model.forward(batch)
+        logits, hidden = self._model.forward_hidden(batch)
+        self._guesser.note(step, batch, hidden)
+        return logits
+
+    def draft(self, order: DraftOrder) -> NDArray[np.int32]:
+        """Guesses [W, k] at what follows the step that ran last, once its outcome is known."""
+        if self._guesser is None:
+            raise RuntimeError("this engine was not told to draft (config: speculative)")
+        return self._guesser.guess(order)
 
     def finish(self) -> None:
         """Return when what the last step wrote is in memory."""
@@ -125,6 +145,7 @@ class ModelRunner:
             states=first,
         )
         self.run(step)
+        self._draft_warm(tokens)
         self.run(
             StepInput(
                 rows=np.array([[0, 1, tokens - 1, 1, 0, 1]], np.int32),
@@ -135,13 +156,19 @@ class ModelRunner:
                 states=then,
             )
         )
+        self._draft_warm(1)
         self._table.apply(np.zeros(1, np.int32), none.reshape(0, 3))
+
+    def _draft_warm(self, kept: int) -> None:
+        if self._guesser is not None:
+            self._guesser.guess(DraftOrder(np.array([[kept, 0, 1]], np.int32)))
 
 
 def _options(config: EngineConfig) -> Options:
     return Options(
         costs=CostTable() if config.cost_table is None else load_costs(config.cost_table),
         cache_dtype=_CACHE_DTYPES[config.kv_cache_dtype],
+        draft=config.speculative is not None,
     )
 
 

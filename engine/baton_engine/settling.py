@@ -70,8 +70,12 @@ def note_tokens(
         )
     )
     prefilled = set(completion.prefilled_requests.tolist())
-    tokens = outcome.tokens.tolist()
-    for i, handle in enumerate(requests.tolist()):
+    tokens, logprobs = outcome.tokens.tolist(), outcome.logprobs
+    end = 0
+    for i, (handle, count) in enumerate(
+        zip(requests.tolist(), outcome.counts.tolist(), strict=True)
+    ):
+        start, end = end, end + count
         live = core.ledger.get(handle)
         if live is None:
             continue
@@ -80,23 +84,27 @@ def note_tokens(
             continue
         if not live.emitted and live.admitted_us is not None:
             live.cost.prefill_us = now_us() - live.admitted_us
-        logprob = None
-        if outcome.result is not None and outcome.result.logprobs is not None:
-            logprob = outcome.result.logprobs[i]
+        told = () if logprobs is None else logprobs[start:end]
         if live.hands_over:
             if handle in prefilled:
                 live.prefilled = True
                 core.outbox.events.append(
-                    Prefilled(*live.key, live.sealed_pages, tokens[i], logprob, replace(live.cost))
+                    Prefilled(
+                        *live.key,
+                        live.sealed_pages,
+                        tokens[start],
+                        told[0] if told else None,
+                        replace(live.cost),
+                    )
                 )
             continue
-        core.emit(live, tokens[i], logprob)
+        core.emit(live, tokens[start:end], told)
         if handle in finished:
             _finish(core, live, finished[handle], outcome.stops.get(i))
 
 
 def _poison(core: EngineCore, live: LiveRequest, outcome: Outcome) -> None:
-    if outcome.result is None:
+    if outcome.failure:
         core.fail(live, FailReason.INTERNAL, outcome.failure)
     else:
         core.fail(

@@ -11,11 +11,14 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from baton_engine.batch import KIND, QUERY, SAMPLES, StepInput, sampling_rows
+from baton_engine.batch import KIND, QUERY, SAMPLES, Sampling, StepInput, sampling_rows
 from baton_engine.choosing import Outcome, TokenChooser
 from baton_engine.core import EngineCore, Outbox, now_us, stack_hashes
+from baton_engine.drafting import Drafting, drafting_after, note_verified, offer
 from baton_engine.events import FailReason, PoolState, StepEvents, StepTimes
+from baton_engine.guessing import DraftOrder
 from baton_engine.planning import FetchOrder, note_plan, step_input
 from baton_engine.poison import FreePagePoison
 from baton_engine.ports import Sampler, StopMatcher
@@ -32,11 +35,18 @@ class RanksLost(RuntimeError):
     """The ranks no longer agree on where they are; the engine cannot go on."""
 
 
+# What was asked for, and the guesses [W, k].
+_Guessed = tuple[Drafting, NDArray[np.int32]]
+
+
 class StepRunner(Protocol):
     """All ranks of the worker as one."""
 
     def run(self, step: StepInput) -> torch.Tensor | None:
         """float32 logits [L, V], None for a step without rows. RanksLost: the group is broken."""
+
+    def draft(self, order: DraftOrder) -> NDArray[np.int32]:
+        """Guesses [W, k] after the step that ran last, -1 behind a row's last one. RanksLost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +69,16 @@ class StepLoop:
         publish: Callable[[Published], None],
         max_slots: int,
         poison: FreePagePoison | None = None,
+        *,
+        drafts: bool = False,
     ) -> None:
+        """drafts: the runner guesses tokens, and the scheduler takes guesses."""
         self._core = core
         self._poison = poison
         self._runner = runner
         self._chooser = TokenChooser(core, sampler, stops, max_slots)
         self._publish = publish
+        self._drafts = drafts
         self._step_number = 0
         self._thread = threading.Thread(target=self._run, name="baton-engine", daemon=True)
 
@@ -137,20 +151,24 @@ class StepLoop:
         prompt = rows[:, KIND] == 0
         prompt_tokens = int(rows[prompt, QUERY].sum())
         decode_rows = int(len(rows) - np.count_nonzero(prompt))
-        outcome = self._run_step(step)
+        outcome, guessed = self._run_step(step)
 
         started = now_us()
         with core.lock:
-            if outcome.result is None:
+            if outcome.failure:
                 cancel_silent_rows(core, step, outcome.failure)
             for row in np.flatnonzero(prompt):
                 live = core.ledger.get(int(requests[row]))
                 if live is not None:
                     live.cost.computed_tokens += int(rows[row, QUERY])
             sampling = requests[rows[:, SAMPLES] != 0]
-            completion = core.scheduler.complete(step, outcome.tokens, outcome.flags, started)
+            completion = core.scheduler.complete(
+                step, outcome.tokens, outcome.flags, started, accepted=outcome.accepted
+            )
             sealed = note_sealed(core, completion)
             note_tokens(core, sampling, outcome, completion)
+            if guessed is not None:
+                offer(core, *guessed)
         if core.checksums is not None:
             for group, pages in sealed.items():
                 core.checksums.of(pages, group)
@@ -160,30 +178,43 @@ class StepLoop:
             plan_us=plan_us,
             forward_us=outcome.forward_us,
             sample_us=outcome.sample_us,
+            draft_us=outcome.draft_us,
             complete_us=now_us() - started,
         )
 
     # -- model and sampler ------------------------------------------------------------------
 
-    def _run_step(self, step: Step) -> Outcome:
-        """Forward and sample. A failure poisons the whole step, never the engine."""
+    def _run_step(self, step: Step) -> tuple[Outcome, _Guessed | None]:
+        """Forward, sample, draft. A failure poisons the whole step, never the engine."""
         inputs = step_input(step)
-        sampling = sampling_rows(inputs.rows)
+        sampling = sampling_rows(inputs)
         started = now_us()
         try:
             logits = self._runner.run(inputs)
             forwarded = now_us()
             outcome = self._chooser.choose(logits, step.requests[sampling.rows], sampling)
+            sampled = now_us()
+            guessed = self._draft(step, inputs, sampling, outcome) if self._drafts else None
         except RanksLost:
             raise
         except Exception as error:
             reference = uuid.uuid4().hex[:12]
             log.exception("step %d failed (reference %s)", step.sequence, reference)
             failure = f"the step failed: {type(error).__name__} (reference {reference})"
-            return Outcome.failed(len(sampling.rows), failure)
+            return Outcome.failed(len(sampling.rows), failure), None
         outcome.forward_us = forwarded - started
-        outcome.sample_us = now_us() - forwarded
-        return outcome
+        outcome.sample_us = sampled - forwarded
+        outcome.draft_us = now_us() - sampled
+        return outcome, guessed
+
+    def _draft(
+        self, step: Step, inputs: StepInput, sampling: Sampling, outcome: Outcome
+    ) -> _Guessed:
+        """Before the step is completed: what it seals holds the drafting layer's entries too."""
+        drafting = drafting_after(self._core, inputs, step.requests, sampling, outcome)
+        with self._core.lock:
+            note_verified(self._core, sampling, outcome)
+        return drafting, self._runner.draft(drafting.order)
 
     # -- telling ----------------------------------------------------------------------------
 

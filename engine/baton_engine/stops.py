@@ -80,6 +80,10 @@ class TokenStopMatcher:
         self._has_text[slot] = False
         self._texts.pop(slot, None)
 
+    def remembers(self, slots: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """[L] which slots look for text that several tokens make up."""
+        return self._has_text[slots]
+
     def check(
         self, slots: NDArray[np.int64], tokens: NDArray[np.int32]
     ) -> tuple[NDArray[np.uint8], dict[int, StopMatch]]:

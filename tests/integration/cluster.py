@@ -52,6 +52,7 @@ class Shape:
     tp: int = 1
     page_size: int = 16
     num_pages: int = 512
+    model: dict[str, Any] = field(default_factory=dict)  # further keys of its section
     routing: dict[str, Any] = field(default_factory=dict)
     worker: dict[str, Any] = field(default_factory=dict)
     prefill_worker: dict[str, Any] = field(default_factory=dict)  # on top of `worker`
@@ -110,6 +111,7 @@ class Cluster:
                 "name": "test-model",
                 "dtype": "float32",
                 "page_size": shape.page_size,
+                **shape.model,
             },
             "kvstore": [
                 {"name": name, **section[name], "capacity_mb": 32, **shape.kvstore}

@@ -11,6 +11,7 @@ import pytest
 
 from .engine_worker import prompts
 from .oracle import Reference
+from .speculating import MODEL, spoken
 
 # Every case imports torch twice or more; on a busy machine that alone takes many seconds.
 pytestmark = pytest.mark.timeout(180)
@@ -93,6 +94,32 @@ def test_two_ranks_pull_the_pages_that_one_computed(
     )
     expected = [reference.greedy(prompt, 8) for prompt in asked]
     assert output.strip() == str(expected)
+
+
+def test_two_ranks_draft_as_one_does(tmp_path: Path) -> None:
+    output = run(
+        tmp_path,
+        MODEL,
+        spoken(4),
+        """
+        from integration.speculating import ENDS
+        async def main():
+            told = []
+            for fields in ({}, {"tp": 2, "speculative": {"tokens": 3}}):
+                async with running(CHECKPOINT, max_chunk_tokens=100, **fields) as worker:
+                    asked = [worker.submit(f"t{i}", p, 40) for i, p in enumerate(ASKED)]
+                    asked += [worker.submit(f"e{i}", p, 40, stop=ENDS) for i, p in enumerate(ASKED)]
+                    for attempt in asked:
+                        assert isinstance(await attempt.ended(), Done)
+                    await worker.settled()
+                    told.append([attempt.tokens for attempt in asked])
+                    pool = worker.pool
+            assert told[0] == told[1]
+            print(pool.accepted_draft_tokens, pool.draft_tokens)
+        """,
+    )
+    accepted, proposed = map(int, output.split())
+    assert accepted > proposed / 3
 
 
 @pytest.mark.parametrize("when", ["idle", "busy"])

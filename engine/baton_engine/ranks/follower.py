@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 from baton_engine.batch import StepInput
 from baton_engine.config import EngineConfig
+from baton_engine.guessing import DraftOrder
 from baton_engine.rank_transfer import RankTransfer
 from baton_engine.ranks.frames import (
     FrameSocket,
@@ -29,6 +30,7 @@ from baton_engine.ranks.frames import (
     PullOrder,
     pack_hashed,
     pack_pulled,
+    unpack_draft,
     unpack_hash,
     unpack_pull,
     unpack_step,
@@ -78,7 +80,7 @@ class Follower:
 
     def __init__(self, frames: FrameSocket) -> None:
         self._frames = frames
-        self._steps: queue.SimpleQueue[StepInput | None] = queue.SimpleQueue()
+        self._steps: queue.SimpleQueue[StepInput | DraftOrder | None] = queue.SimpleQueue()
         self._transfer: RankTransfer | None = None
 
     def run(self) -> None:
@@ -98,8 +100,11 @@ class Follower:
         self._frames.send(Kind.READY, self._transfer.exporter.exported.SerializeToString())
         receiver = threading.Thread(target=self._receive, name="baton-frames", daemon=True)
         receiver.start()
-        while (step := self._steps.get()) is not None:
-            runner.run(step)
+        while (work := self._steps.get()) is not None:
+            if isinstance(work, StepInput):
+                runner.run(work)
+            else:
+                runner.draft(work)
             runner.finish()
             self._frames.send(Kind.STEPPED)
         self._transfer.close()
@@ -112,6 +117,8 @@ class Follower:
                 kind, payload = Kind.STOP, b""
             if kind is Kind.STEP:
                 self._steps.put(unpack_step(payload))
+            elif kind is Kind.DRAFT:
+                self._steps.put(unpack_draft(payload))
             elif kind is Kind.PULL:
                 self._pull(unpack_pull(payload))
             elif kind is Kind.HASH:

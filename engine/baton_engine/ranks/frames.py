@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baton_engine.batch import StepInput
+from baton_engine.guessing import DraftOrder
 from baton_transfer import ReadFailure, ReadOutcome
 
 _HEADER = struct.Struct("<BI")
@@ -38,10 +39,11 @@ class Kind(IntEnum):
     PULLED = 5
     STOP = 6
     FAILED = 7  # follower -> rank 0: why it is about to exit, text
-    STEPPED = 8  # follower -> rank 0: one more step is over, what it wrote is in memory
+    STEPPED = 8  # follower -> rank 0: one more step or draft is over, what it wrote is in memory
     HASH = 9  # rank 0 -> follower: which pages' checksums it wants
     HASHED = 10
     FORGET = 11  # rank 0 -> follower: a serialised ExportedCache that is not read again
+    DRAFT = 12  # rank 0 -> follower: after a STEP, what became of its rows; raw int32 [R, 3]
 
 
 class PeerGone(ConnectionError):
@@ -119,6 +121,11 @@ def unpack_step(payload: bytes) -> StepInput:
         copies.reshape(-1, 2),
         states.reshape(-1, 2),
     )
+
+
+def unpack_draft(payload: bytes) -> DraftOrder:
+    """ValueError when the payload is not whole rows. It is packed as its bytes."""
+    return DraftOrder(np.frombuffer(payload, np.int32).reshape(-1, 3))
 
 
 @dataclass(frozen=True, slots=True)

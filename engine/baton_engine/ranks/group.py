@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from baton.v1.kv_pb2 import ExportedRank
 from baton_engine.batch import StepInput
 from baton_engine.config import EngineConfig
+from baton_engine.guessing import DraftOrder
 from baton_engine.ranks.follower import Hello
 from baton_engine.ranks.frames import (
     HashOrder,
@@ -35,6 +37,7 @@ from baton_engine.step_loop import RanksLost
 from baton_transfer import ReadFailure, ReadOutcome
 
 Checksums = NDArray[np.uint64]
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -88,12 +91,15 @@ class RankGroup:
         """When every follower has loaded: their memory. RanksLost when one ended, TimeoutError."""
         return [member.ready.result(timeout_s) for member in self._members]
 
-    def send(self, step: StepInput) -> None:
-        """Give every follower a step. RanksLost when one is gone."""
-        parts = pack_step(step)
+    def send(self, work: StepInput | DraftOrder) -> None:
+        """Give every follower a step, or what to draft after it. RanksLost when one is gone."""
+        if isinstance(work, StepInput):
+            kind, parts = Kind.STEP, pack_step(work)
+        else:
+            kind, parts = Kind.DRAFT, [work.rows.tobytes()]
         try:
             for member in self._members:
-                member.handle.frames.send(Kind.STEP, *parts)
+                member.handle.frames.send(kind, *parts)
         except PeerGone as gone:
             own = f"rank {member.rank} of this worker is gone"
             raise RanksLost(self.why_lost(_DEATH_SEEN_S) or own) from gone
@@ -240,11 +246,18 @@ class RankedRunner:
     def run(self, step: StepInput) -> torch.Tensor | None:
         """As ModelRunner.run. Whatever fails here leaves the ranks at different places, so every
         failure is RanksLost."""
-        self._group.send(step)
+        return self._everywhere(step, lambda: self._local.run(step))
+
+    def draft(self, order: DraftOrder) -> NDArray[np.int32]:
+        """As ModelRunner.draft; failures are as those of a step."""
+        return self._everywhere(order, lambda: self._local.draft(order))
+
+    def _everywhere(self, work: StepInput | DraftOrder, here: Callable[[], T]) -> T:
+        self._group.send(work)
         try:
-            logits = self._local.run(step)
+            result = here()
             self._group.wait_stepped()
-            return logits
+            return result
         except Exception as error:
             own = f"a step failed on rank 0: {type(error).__name__}: {error}"
             raise RanksLost(self._group.why_lost(_DEATH_SEEN_S) or own) from error

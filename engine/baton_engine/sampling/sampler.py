@@ -64,14 +64,19 @@ class TokenSampler:
         self._penalties.drop(slot)
         self._grammars.drop(slot)
 
+    def remembers(self, slots: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """[L] which slots draw by what they drew before: penalties and grammars."""
+        return (self._params.needs[slots] & (PENALISED | CONSTRAINED)).astype(np.bool_)
+
     @torch.inference_mode()
     def sample(
         self, logits: torch.Tensor, slots: NDArray[np.int64], positions: NDArray[np.int64]
     ) -> SampleResult:
         """Sample one token per row and count it as output of its slot.
 
-        logits: float32 [L, V], overwritten. slots: [L], distinct. positions: [L], the index in
-        prompt + output that the new token gets. Raises ValueError for another vocabulary.
+        logits: float32 [L, V], overwritten. slots: [L], those that remember at most once.
+        positions: [L], the index in prompt + output that the new token gets. Raises ValueError for
+        another vocabulary.
         """
         if logits.shape != (len(slots), self._vocab_size):
             raise ValueError(

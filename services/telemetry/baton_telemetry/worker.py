@@ -40,6 +40,10 @@ class PoolStats(Protocol):
     def fetched_tokens(self) -> int: ...
     @property
     def retractions(self) -> int: ...
+    @property
+    def draft_tokens(self) -> int: ...
+    @property
+    def accepted_draft_tokens(self) -> int: ...
 
 
 class WorkerMetrics(RoleMetrics):
@@ -75,6 +79,14 @@ class WorkerMetrics(RoleMetrics):
         self._retractions = Total(
             self._counter("num_preemptions_total", "Requests retracted for want of pages.")
         )
+        self._drafted = Total(
+            self._counter("spec_decode_num_draft_tokens_total", "Tokens guessed and verified.")
+        )
+        self._accepted = Total(
+            self._counter(
+                "spec_decode_num_accepted_tokens_total", "Guesses that were what was sampled."
+            )
+        )
         self._step = self._histogram("step_seconds", "One step, plan to tokens.", STEP_BUCKETS)
         self._pages_moved = self._counter(
             "pages_moved_total", "Pages pulled, by where they came from.", "holder"
@@ -107,6 +119,8 @@ class WorkerMetrics(RoleMetrics):
         self._fetched.reached(stats.fetched_tokens)
         self._generated.reached(stats.generated_tokens)
         self._retractions.reached(stats.retractions)
+        self._drafted.reached(stats.draft_tokens)
+        self._accepted.reached(stats.accepted_draft_tokens)
 
     def group(self, number: int, **pages: int) -> None:
         """Takes over the figures of a cache group beside the tokens: how many pages in each state

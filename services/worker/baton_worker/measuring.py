@@ -24,8 +24,8 @@ class Measuring:
         self.pool(events.pool)
         times = events.times
         if times is not None:
-            spent = times.plan_us + times.forward_us + times.sample_us + times.complete_us
-            self._metrics.step(spent / 1e6)
+            computed = times.forward_us + times.sample_us + times.draft_us
+            self._metrics.step((times.plan_us + computed + times.complete_us) / 1e6)
         for pull in events.pulls:
             if pull.pages:
                 self._metrics.pulled(
@@ -68,6 +68,8 @@ class _Figures:
     reused_tokens: int
     fetched_tokens: int
     retractions: int
+    draft_tokens: int
+    accepted_draft_tokens: int
 
     @classmethod
     def of(cls, pool: PoolState) -> _Figures:
@@ -86,4 +88,6 @@ class _Figures:
             reused_tokens=pool.reused_tokens,
             fetched_tokens=pool.fetched_tokens,
             retractions=pool.retractions,
+            draft_tokens=pool.draft_tokens,
+            accepted_draft_tokens=pool.accepted_draft_tokens,
         )

@@ -47,6 +47,16 @@ def test_a_worker_learns_the_model_and_the_kvstore(tree: dict[str, Any]) -> None
     assert str(worker.model_path) == tree["model"]["path"]
 
 
+def test_both_roles_learn_how_to_speculate(tree: dict[str, Any]) -> None:
+    config = ClusterConfig.from_tree(tree)
+    assert config.section("decode", "two").speculative is None
+    tree["model"]["speculative"] = {"tokens": 3}
+    config = ClusterConfig.from_tree(tree)
+    assert config.as_tree()["model"]["speculative"] == {"method": "mtp", "tokens": 3}
+    for role, name in (("prefill", None), ("decode", "two")):
+        assert config.section(role, name).speculative.tokens == 3  # type: ignore[arg-type]
+
+
 def test_what_a_section_says_itself_wins(tree: dict[str, Any]) -> None:
     tree["router"]["workers"] = {"decode": ["elsewhere:1"]}
     router = ClusterConfig.from_tree(tree).section("router")
@@ -68,6 +78,8 @@ def test_workers_without_a_name_are_numbered(tree: dict[str, Any]) -> None:
         ({"prefill": [{"listen": "h:1", "tpp": 2}]}, "prefill[0].tpp: unknown key"),
         ({"router": {"listen": "h:1", "routing": {"local_sufix_tokens": 1}}},
          "router.routing.local_sufix_tokens: unknown key; did you mean 'local_suffix_tokens'?"),
+        ({"model": {"path": "x", "speculative": {"tokens": 0}}}, "model.speculative.tokens"),
+        ({"model": {"path": "x", "speculative": {"method": "n"}}}, "model.speculative.method"),
         ({"router": {}}, "router.listen: must be given"),
         ({"kvstore": {"listen": "h:1", "capacity": 3}}, "kvstore.capacity: unknown key"),
     ],

@@ -1,5 +1,7 @@
 """The vectorised batch against a loop over tokens that states what each field means."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -70,9 +72,51 @@ def test_every_field_says_what_a_loop_over_tokens_says(seed: int) -> None:
     assert batch.query_starts.dtype == batch.page_tables.dtype == torch.int32
 
 
+def stepping(rows: np.ndarray, token_ids: np.ndarray) -> StepInput:
+    none = np.empty(0, np.int32)
+    return StepInput(rows, token_ids, none.reshape(0, 3), none, none.reshape(0, 2))
+
+
 def test_sampling_rows_name_slot_and_position_of_the_new_token() -> None:
     rows = np.array([[3, 1, 10, 1, 0, 1], [1, 5, 0, 0, 1, 0], [2, 4, 8, 1, 6, 0]], np.int32)
-    sampling = sampling_rows(rows)
+    sampling = sampling_rows(stepping(rows, np.arange(10, dtype=np.int32)))
     assert sampling.rows.tolist() == [0, 2]
     assert sampling.slots.tolist() == [3, 2]
     assert sampling.positions.tolist() == [11, 12]
+    assert sampling.guesses is None
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_rows_with_guesses_are_one_row_for_each_token(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    plain, table = random_step(rng, int(rng.integers(1, 9)), stateful=False)
+    rows = plain.rows.copy()
+    fed = rng.random(len(rows)) < 0.6
+    rows[:, 5] = fed | (rows[:, 1] == 1)
+    rows[fed, 3] = rows[fed, 1]  # a decode row's logits are all wanted
+    step = stepping(rows, plain.token_ids)
+    singles, guesses, slots = [], [], []
+    for slot, query, context, samples, offset, kind in rows.tolist():
+        if samples <= 1:
+            singles.append([slot, query, context, samples, offset, kind])
+            guesses += [-1] * samples
+        else:
+            singles += [[slot, 1, context + i, 1, offset + i, kind] for i in range(query)]
+            guesses += [*step.token_ids[offset + 1 : offset + query].tolist(), -1]
+        slots += [slot] * samples
+    expected = forward_batch(
+        stepping(np.array(singles, np.int32), step.token_ids), table, PAGE, torch.device("cpu")
+    )
+    batch = forward_batch(step, table, PAGE, torch.device("cpu"))
+    for field in dataclasses.fields(batch):
+        one, other = getattr(batch, field.name), getattr(expected, field.name)
+        same = torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+        assert same, field.name
+    sampling = sampling_rows(step)
+    first = rows[:, 2] + rows[:, 1] - rows[:, 3] + 1
+    assert sampling.positions.tolist() == first[rows[:, 3] > 0].tolist()
+    if (rows[:, 3] > 1).any():
+        assert sampling.guesses is not None and sampling.guesses.tolist() == guesses
+        assert np.repeat(sampling.slots, sampling.samples).tolist() == slots
+    else:
+        assert sampling.guesses is None

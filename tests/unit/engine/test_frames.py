@@ -7,12 +7,18 @@ import pytest
 from baton_engine.batch import StepInput
 from baton_engine.ranks.frames import (
     FrameSocket,
+    HashOrder,
     Kind,
     PeerGone,
     PullOrder,
+    pack_hash,
+    pack_hashed,
     pack_pull,
     pack_pulled,
     pack_step,
+    unpack_draft,
+    unpack_hash,
+    unpack_hashed,
     unpack_pull,
     unpack_pulled,
     unpack_step,
@@ -47,6 +53,13 @@ def test_a_step_survives_the_wire(seed: int) -> None:
     for name in ("rows", "token_ids", "page_deltas", "slot_resets", "copies", "states"):
         sent, received = getattr(step, name), getattr(back, name)
         assert sent.shape == received.shape and (sent == received).all(), name
+
+
+def test_what_to_draft_survives_the_wire() -> None:
+    rows = np.arange(12, dtype=np.int32).reshape(4, 3)
+    assert (unpack_draft(rows.tobytes()).rows == rows).all()
+    with pytest.raises(ValueError, match="reshape"):
+        unpack_draft(rows.tobytes()[:-4])
 
 
 def test_a_cut_step_is_refused() -> None:
@@ -90,3 +103,14 @@ def test_a_closed_end_is_noticed_by_both_directions() -> None:
     with pytest.raises(PeerGone):
         for _ in range(100):
             right.send(Kind.STEP, b"x" * 4096)
+
+
+def test_checksums_are_asked_for_and_told() -> None:
+    pages = np.array([5, 0, 2**31 - 1], np.int32)
+    order = unpack_hash(b"".join(pack_hash(HashOrder(7, 1, pages))))
+    assert (order.hash_id, order.group, order.pages.tolist()) == (7, 1, pages.tolist())
+    sums = np.array([2**64 - 1, 0, 5], np.uint64)
+    told, back = unpack_hashed(b"".join(pack_hashed(7, sums)))
+    assert (told, back.tolist()) == (7, sums.tolist())
+    none = unpack_hash(b"".join(pack_hash(HashOrder(8, 0, pages[:0]))))
+    assert none.pages.tolist() == []

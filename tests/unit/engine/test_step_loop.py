@@ -66,6 +66,9 @@ class Sampler:
     def drop(self, slot: int) -> None:
         self.histories.pop(slot, None)
 
+    def remembers(self, slots: np.ndarray) -> np.ndarray:
+        return np.ones(len(slots), np.bool_)
+
     def sample(
         self, logits: torch.Tensor, slots: np.ndarray, positions: np.ndarray
     ) -> SampleResult:
@@ -86,6 +89,9 @@ class Stops:
 
     def drop(self, slot: int) -> None:
         self.params.pop(slot, None)
+
+    def remembers(self, slots: np.ndarray) -> np.ndarray:
+        return np.zeros(len(slots), np.bool_)
 
     def check(
         self, slots: np.ndarray, tokens: np.ndarray

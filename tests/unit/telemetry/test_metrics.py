@@ -36,6 +36,8 @@ class Stats:
     reused_tokens: int = 50
     fetched_tokens: int = 30
     retractions: int = 0
+    draft_tokens: int = 0
+    accepted_draft_tokens: int = 0
 
 
 def value(metrics: RoleMetrics, name: str, **labels: str) -> float:
