@@ -151,8 +151,9 @@ bench-speculative: dev ## tokens a second with guesses beside without, at the mo
 	@echo "== speculation" && $(BIN)/python bench/engine/speculation.py $(TRAINED)
 	@echo "== speculation, 24 layers" && $(BIN)/python bench/engine/speculation.py $(TRAINED) --layers 24
 
-bench-handover: dev ## pulled pages beside raw NIXL, what hides behind prefill, a session's pages
+bench-handover: dev ## pulled pages beside raw NIXL and of other layouts, what hides behind prefill, a session's pages
 	@echo "== pulled pages beside raw NIXL" && $(BIN)/python bench/handover/throughput.py
+	@echo "== pages of ranks of another number" && $(BIN)/python bench/handover/layouts.py
 	@echo "== transfer behind prefill" && $(BIN)/python bench/handover/overlap.py
 	@echo "== a session of forty turns" && $(BIN)/python -m pytest -q -s -m slow tests/integration/test_session_replay.py
 

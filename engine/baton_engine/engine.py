@@ -157,9 +157,7 @@ class Engine:
             publish,
             max_slots=slots,
             poison=(
-                FreePagePoison(loaded.ranks.arenas[0])
-                if self.config.debug_poison_free_pages
-                else None
+                FreePagePoison(loaded.ranks.arenas) if self.config.debug_poison_free_pages else None
             ),
             drafts=self.config.speculative is not None,
         )

@@ -122,7 +122,10 @@ def check(arena: PageArena, group: int, pages: Sequence[int], rank: int, ranks: 
         assert np.array_equal(arena.pages[target], wanted), f"page {page}"
 
 
-@pytest.mark.parametrize(("theirs", "ours"), [(2, 1), (1, 2), (4, 2), (2, 4), (2, 2)])
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [(2, 4), (2, 1), *(pytest.param(*s, marks=pytest.mark.slow) for s in ((1, 2), (4, 2), (2, 2)))],
+)
 def test_every_rank_gets_its_heads_of_every_group(theirs: int, ours: int) -> None:
     with holding(theirs) as ranks:
         for rank in range(ours):
