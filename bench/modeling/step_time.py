@@ -91,7 +91,7 @@ def compare(eager: CompiledModel, compiled: CompiledModel, most: int, repeats: i
     vocab = eager.config.vocab_size
     start = time.perf_counter()
     compiled.forward(batch(1, 1, 300, vocab))
-    compiled.prepare(most)
+    compiled.prepare(most, pages=1)
     print(f"compiled in {time.perf_counter() - start:.1f} s")
     print(f"{'rows':>4} {'eager ms':>8} {'compiled ms':>11} {'eager : compiled':>16}")
     for rows in sorted({*buckets(most), 3, max(1, most - 1)}):

@@ -37,9 +37,18 @@ class CompiledDrafter:
         logits = self._program.run(step)
         return logits, kept(step)
 
-    def prepare(self, rows: int) -> None:
+    def prepare(self, rows: int, pages: int) -> None:
         """As ``CompiledModel.prepare``."""
-        self._program.prepare(rows)
+        self._program.prepare(rows, pages)
+
+    def forget(self) -> None:
+        """Drop what was prepared on the cache that another one replaces."""
+        self._program.forget()
+
+    @property
+    def bytes(self) -> int:
+        """Device memory that execution holds between steps."""
+        return self._program.bytes
 
     def explain(self) -> Explanation:
         """The program, as ``CompiledModel.explain``."""

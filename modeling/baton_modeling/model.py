@@ -41,7 +41,8 @@ class Options:
         token), bfloat16, or None for the model's. Recurrent states stay as they are.
     kernels: implementation by operator; the variable BATON_KERNELS adds to it.
     draft: load the multi-token-prediction layer too; its entries are one more layer of the cache.
-    execution: how programs run: "eager", or "compiled" once ``CompiledModel.prepare`` was called.
+    execution: how programs run: "eager"; or once ``CompiledModel.prepare`` was called, "compiled",
+        or "graphs", which replays decoding steps (without CUDA it calls them, for tests).
     """
 
     costs: CostTable = field(default_factory=CostTable)
@@ -85,6 +86,7 @@ class CompiledModel:
     def bind_cache(self, arenas: Mapping[str, Tensor]) -> None:
         """Use these arenas, one per cache group: [num_pages, layers, entries, entry_width].
 
+        What ``prepare`` captured on other arenas is dropped.
         ValueError names the group whose arena is missing or of another shape or dtype.
         """
         for group in self.cache_layout.groups:
@@ -100,19 +102,31 @@ class CompiledModel:
                 )
         for view in self._binding.caches:
             view.attach(arenas[view.group])
-
-    def prepare(self, rows: int) -> None:
-        """Make ready for decoding batches of up to ``rows`` rows, the drafter too.
-
-        Call it once, after first steps and before serving. It may compile, which takes a while.
-        """
-        self._program.prepare(rows)
+        self._program.forget()
         if self.drafter is not None:
-            self.drafter.prepare(rows)
+            self.drafter.forget()
+
+    def prepare(self, rows: int, pages: int) -> None:
+        """Make ready for decoding up to ``rows`` rows of up to ``pages`` pages, the drafter too.
+
+        Call it after first steps and before serving; again when another cache was bound. It may
+        compile, which takes a while, and write to page 0 and slot 0 of the cache.
+        """
+        self._program.prepare(rows, pages)
+        if self.drafter is not None:
+            self.drafter.prepare(rows, pages)
+
+    @property
+    def execution_bytes(self) -> int:
+        """Device memory that execution holds between steps, beside weights and cache."""
+        return self._program.bytes + (0 if self.drafter is None else self.drafter.bytes)
 
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch) -> Tensor:
-        """Run one step: writes the cache, gives float32 logits [L, vocab], equal on all ranks."""
+        """Run one step: writes the cache, gives float32 logits [L, vocab], equal on all ranks.
+
+        With graphs the logits are valid until the next step.
+        """
         return self._program.run(Step(batch, self.page_size))
 
     @torch.inference_mode()
@@ -201,7 +215,8 @@ def load_model(
     family = build_family(description, cache_dtype)
     graph, draft, layout, skipped = _chosen(family, description, options)
     graphs = [graph] if draft is None else [graph, draft]
-    binding = Binding(torch.device(device), dtype, mesh, page_size, kernels, cache_dtype)
+    captures = options.execution == "graphs"
+    binding = Binding(torch.device(device), dtype, mesh, page_size, kernels, cache_dtype, captures)
     with CheckpointReader(description.path, progress, family.block) as reader:
         declared = {
             name
@@ -225,7 +240,7 @@ def load_model(
                 },
                 checker(lowered, peers) if options.verify else None,
             )
-            return executable(program, options.execution), lowered
+            return executable(program, options.execution, binding), lowered
 
         program, lowered = compiled(graph)
         drafter = None if draft is None else CompiledDrafter(*compiled(draft), binding)

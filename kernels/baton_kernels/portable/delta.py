@@ -1,4 +1,7 @@
-"""Gated DeltaNet: one step for all decoding rows at once; prompt chunks in blocks of tokens."""
+"""Gated DeltaNet: one step for all decoding rows at once; prompt chunks in blocks of tokens.
+
+Decoding looks at nothing on the host where its rows are known to have one token each.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from baton_kernels.states import StateRows
 _BLOCK = 64
 
 
-@operators.conv_decode.register("batched", band=Band.PORTABLE, reads_host=True)
+@operators.conv_decode.register("batched", band=Band.PORTABLE)
 def conv_decode(x: Tensor, weight: Tensor, state: Tensor, rows: StateRows) -> Tensor:
     window = torch.cat([rows.gather(state), x.float()[..., None]], 2)
     rows.scatter(state, window[..., 1:])
@@ -41,7 +44,7 @@ def conv_prefill(x: Tensor, weight: Tensor, state: Tensor, rows: StateRows) -> T
     return out
 
 
-@operators.delta_decode.register("batched", band=Band.PORTABLE, reads_host=True)
+@operators.delta_decode.register("batched", band=Band.PORTABLE)
 def delta_decode(
     q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, state: Tensor, rows: StateRows
 ) -> Tensor:

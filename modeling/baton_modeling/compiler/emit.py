@@ -27,6 +27,7 @@ class Instruction:
 
     pure: each row of its outputs is a function of that row of its inputs. It reads neither the
         step nor values on the host, and it does not communicate.
+    counts: it exchanges as many rows as ranks learn from each other in the step.
     """
 
     run: Callable[..., Any]
@@ -34,6 +35,7 @@ class Instruction:
     outputs: tuple[int, ...]
     label: str
     pure: bool = False
+    counts: bool = False
 
 
 class Program:
@@ -58,8 +60,16 @@ class Program:
         output: Tensor = registers[self.output]
         return output
 
-    def prepare(self, rows: int) -> None:
+    @property
+    def bytes(self) -> int:
+        """Device memory held between steps."""
+        return 0
+
+    def prepare(self, rows: int, pages: int) -> None:
         """Nothing: a program runs batches of any size as they come."""
+
+    def forget(self) -> None:
+        """Nothing: a program finds its cache in every step."""
 
 
 def emit(
@@ -95,7 +105,8 @@ def emit(
         if place is not None:
             run = _placed(operation, run, from_aside, place)
         inputs, outputs = allocation.step(index, operation)
-        instructions.append(Instruction(run, inputs, outputs, operation.label, pure))
+        counts = operation.kind in ROUTING_KINDS
+        instructions.append(Instruction(run, inputs, outputs, operation.label, pure, counts))
     return Program(instructions, allocation.count, allocation.at[lowered.outputs[0]])
 
 

@@ -33,11 +33,19 @@ class CompiledProgram:
         """Execute the program and return its output."""
         return self._program.run(step)
 
-    def prepare(self, rows: int) -> None:
+    @property
+    def bytes(self) -> int:
+        """Device memory held between steps."""
+        return 0
+
+    def prepare(self, rows: int, pages: int) -> None:
         """Compile for batches of up to ``rows`` rows. A step must have run before."""
         for bucket in buckets(rows):
             for region in self.regions:
                 region.prepare(bucket)
+
+    def forget(self) -> None:
+        """Nothing: regions do not touch the cache."""
 
     def _region(self, program: Program, run: list[Instruction]) -> Instruction:
         made = {register for each in run for register in each.outputs}

@@ -94,9 +94,9 @@ class GatedDelta(Module):
         past = len(conv) * (s.taps - 1)
         sizes = {"key_size": s.key_size, "value_size": s.value_size, "value_heads": value_heads}
         gates = binding.operator(ops.delta_gates)
-        convolve_one = binding.operator(ops.conv_decode, taps=s.taps)
+        convolve_one = binding.decoding(ops.conv_decode, taps=s.taps)
         convolve_chunk = binding.operator(ops.conv_prefill, taps=s.taps)
-        update_one = binding.operator(ops.delta_decode, None, **sizes)
+        update_one = binding.decoding(ops.delta_decode, None, **sizes)
         update_chunk = binding.operator(ops.delta_prefill, None, **sizes)
 
         def run(step: Step, x: Tensor, a: Tensor, b: Tensor, *, decoding: bool) -> Tensor:
