@@ -237,5 +237,4 @@ class _Worker:
             max_context=self._about.max_context,
             max_running=self._about.max_running,
             pool=pool_message(self._engine.description.pool),
-            alone=self._about.why_alone is not None,
         )

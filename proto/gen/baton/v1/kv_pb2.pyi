@@ -79,18 +79,20 @@ class CacheIdentity(_message.Message):
     def __init__(self, wire_version: _Optional[int] = ..., model_fingerprint: _Optional[str] = ..., page_size: _Optional[int] = ..., groups: _Optional[_Iterable[_Union[CacheGroupIdentity, _Mapping]]] = ...) -> None: ...
 
 class CacheGroupIdentity(_message.Message):
-    __slots__ = ("name", "dtype", "layers", "page_bytes", "blocks")
+    __slots__ = ("name", "dtype", "layers", "page_bytes", "blocks", "snapshot_every")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     LAYERS_FIELD_NUMBER: _ClassVar[int]
     PAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_EVERY_FIELD_NUMBER: _ClassVar[int]
     name: str
     dtype: str
     layers: int
     page_bytes: int
     blocks: _containers.RepeatedCompositeFieldContainer[HeadBlock]
-    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., layers: _Optional[int] = ..., page_bytes: _Optional[int] = ..., blocks: _Optional[_Iterable[_Union[HeadBlock, _Mapping]]] = ...) -> None: ...
+    snapshot_every: int
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., layers: _Optional[int] = ..., page_bytes: _Optional[int] = ..., blocks: _Optional[_Iterable[_Union[HeadBlock, _Mapping]]] = ..., snapshot_every: _Optional[int] = ...) -> None: ...
 
 class HeadBlock(_message.Message):
     __slots__ = ("heads", "head_bytes")
