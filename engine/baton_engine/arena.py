@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 
@@ -45,10 +46,7 @@ class KvArena:
         tensor.index_copy_(0, pairs[:, 1], tensor.index_select(0, pairs[:, 0]))
 
     def exported(self) -> list[PageArena]:
-        """Every group's memory as the transfer sees it, by the group's number.
-
-        Whether their pages may be leased is another question: `groups.why_not_exchanged`.
-        """
+        """Every group's memory as the transfer sees it, by the group's number."""
         on_gpu = self.device.type == "cuda"
         return [
             PageArena(
@@ -102,7 +100,7 @@ class PageChecksums:
 
     def forget(self, pages: NDArray[np.int32], group: int = 0) -> None:
         """These pages got new contents. Called under the scheduler's lock."""
-        self._groups[group].known[pages] = False
+        self._groups[group].forget(pages)
 
     def of(
         self, pages: NDArray[np.int32], group: int = 0, *, wait_s: float | None = None
@@ -126,16 +124,26 @@ class _GroupChecksums:
         self._arena = arena
         self._group, self._others, self._ask = group, others, ask
         self._sums = np.zeros((1 + len(others), arena.num_pages), np.uint64)
-        self.known = np.zeros(arena.num_pages, np.bool_)
+        self._known = np.zeros(arena.num_pages, np.bool_)
+        self._contents = np.zeros(arena.num_pages, np.uint32)  # how often they were new
+        self._lock = threading.Lock()
+
+    def forget(self, pages: NDArray[np.int32]) -> None:
+        with self._lock:
+            self._known[pages] = False
+            self._contents[pages] += 1
 
     def of(self, pages: NDArray[np.int32], wait_s: float | None) -> NDArray[np.uint64]:
-        unknown = pages[~self.known[pages]]
+        with self._lock:
+            unknown = pages[~self._known[pages]]
+            contents = self._contents[unknown]
         if unknown.size:
             asked: Sequence[Future[NDArray[np.uint64]]] = ()
             if self._ask is not None and self._others:
                 asked = self._ask(self._group, unknown, self._others)
-            self._sums[0, unknown] = self._arena.checksums(unknown)
-            for row, answer in enumerate(asked, start=1):
-                self._sums[row, unknown] = answer.result(wait_s)
-            self.known[unknown] = True
+            sums = [self._arena.checksums(unknown), *(answer.result(wait_s) for answer in asked)]
+            with self._lock:
+                self._sums[:, unknown] = sums
+                # Of a lease that ended meanwhile, a page may be another by now.
+                self._known[unknown] = contents == self._contents[unknown]
         return self._sums[:, pages].ravel()

@@ -85,16 +85,13 @@ class EngineCore:
         scheduler: Scheduler,
         page_size: int,
         checksums: PageChecksums | None,
-        why_alone: str | None = None,
         groups: int = 1,
     ) -> None:
-        """why_alone: why pages are not exchanged with other workers; None when they are. groups:
-        of the scheduler, the tokens' included."""
+        """groups: of the scheduler, the tokens' included."""
         self.lock = threading.Condition(threading.Lock())
         self.scheduler = scheduler
         self.page_size = page_size
         self.checksums = checksums
-        self.why_alone = why_alone
         self.groups = groups
         self.ledger = Ledger()
         self.outbox = Outbox()

@@ -16,12 +16,12 @@ from baton_engine.config import EngineConfig
 from baton_engine.core import EngineCore, now_us
 from baton_engine.events import FailReason, Hashes, PoolState, StepEvents
 from baton_engine.fetching import Fetcher
-from baton_engine.groups import side_groups, why_not_exchanged
+from baton_engine.groups import side_groups
 from baton_engine.handover_board import HandoverBoard
 from baton_engine.holder import EngineHolder
 from baton_engine.loading import Ranks, bring_up, open_puller
 from baton_engine.poison import FreePagePoison
-from baton_engine.refusal import EngineRefusal, refuse_admission, refuse_exchange, validate
+from baton_engine.refusal import EngineRefusal, refuse_admission, validate
 from baton_engine.request import Await, EngineRequest, Generate, HandOver
 from baton_engine.runner import LoadProgress, resolve_max_context
 from baton_engine.sampling import TokenSampler
@@ -54,7 +54,6 @@ class EngineDescription:
     max_running: int
     vocab_size: int
     pool: PoolState
-    why_alone: str | None  # why pages are not exchanged with other workers, None when they are
 
 
 @dataclass(slots=True)
@@ -114,7 +113,6 @@ class Engine:
         max_context = resolve_max_context(self.config)
         ranks = await bring_up(self.config, self.name, self.epoch, progress, self._rank_lost)
         config, layout = self.config, ranks.local.arena.layout
-        why_alone = why_not_exchanged(layout)
         beside = side_groups(layout, config)
         scheduler = scheduling.Scheduler(
             scheduling.Config(
@@ -131,9 +129,8 @@ class Engine:
                 side_groups=beside,
             )
         )
-        checked = config.keeps_checksums and why_alone is None
-        checksums = ranks.checksums() if checked else None
-        core = EngineCore(scheduler, config.page_size, checksums, why_alone, groups=1 + len(beside))
+        checksums = ranks.checksums() if config.keeps_checksums else None
+        core = EngineCore(scheduler, config.page_size, checksums, groups=1 + len(beside))
         core.failure = self._lost
         board = HandoverBoard(linger_s=config.hold_ms / 1000)
         holder = EngineHolder(core, board, max_ttl_ms=2 * config.lease_ttl_ms)
@@ -160,9 +157,7 @@ class Engine:
             publish,
             max_slots=slots,
             poison=(
-                FreePagePoison(loaded.ranks.arenas[0])
-                if self.config.debug_poison_free_pages
-                else None
+                FreePagePoison(loaded.ranks.arenas) if self.config.debug_poison_free_pages else None
             ),
             drafts=self.config.speculative is not None,
         )
@@ -233,7 +228,6 @@ class Engine:
                 raise EngineRefusal(FailReason.INTERNAL, core.failure)
             if core.draining:
                 raise EngineRefusal(FailReason.DRAINING, f"worker {self.name} is draining")
-            refuse_exchange(request, core.why_alone)
             if request.key in core.ledger:
                 raise EngineRefusal(
                     FailReason.DUPLICATE_REQUEST, f"attempt {request.key} is already here"
@@ -319,7 +313,6 @@ class Engine:
             max_running=self.config.max_running,
             vocab_size=loaded.ranks.local.vocab_size,
             pool=pool,
-            why_alone=loaded.core.why_alone,
         )
 
     @property
@@ -331,8 +324,6 @@ class Engine:
     def held_hashes(self) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
         """uint8 [n, 16]: every full page that can be leased, for a directory's resync."""
         core = self._loaded.core
-        if core.why_alone is not None:
-            return np.empty((0, 16), np.uint8)
         with core.lock:
             return core.scheduler.held_hashes().copy()
 

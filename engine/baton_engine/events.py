@@ -34,7 +34,6 @@ class FailReason(Enum):
     DUPLICATE_REQUEST = "DUPLICATE_REQUEST"
     DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"  # a hand-over whose reader never came
     CANCELLED = "CANCELLED"
-    INCOMPATIBLE_PEER = "INCOMPATIBLE_PEER"  # pages of this model are not exchanged
     NUMERIC = "NUMERIC"
     INTERNAL = "INTERNAL"
 

@@ -68,8 +68,3 @@ def side_groups(layout: CacheLayout, config: EngineConfig) -> list[scheduling.Ca
     return [
         scheduling.CacheGroup.state(every=every, pages=group_pages(layout, config)[states.name])
     ]
-
-
-def why_not_exchanged(layout: CacheLayout) -> str | None:
-    """Why pages of this model cannot travel between workers; None when they can."""
-    return None

@@ -37,10 +37,8 @@ class EngineHolder:
         self._end_fetch = end_fetch
 
     def grant(self, reader: str, hashes: NDArray[np.uint8], ttl_ms: int, group: int) -> LeaseGrant:
-        """Lease the longest held prefix of `hashes`, uint8 [n, 16], if pages are exchanged."""
+        """Lease the longest held prefix of `hashes`, uint8 [n, 16], of one group."""
         ttl_ms = min(max(ttl_ms, _MIN_TTL_MS), self._max_ttl_ms)
-        if self._core.why_alone is not None:
-            return LeaseGrant(0, np.empty(0, np.int32), None, ttl_ms)
         with self._core.lock:
             lease = self._core.scheduler.grant(hashes, now_us(), ttl_ms * 1000, group=group)
             pages = lease.pages.copy()

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from baton.v1.kv_pb2 import CacheIdentity, ExportedCache, ExportedRank, Peer
 from baton_engine.arena import PageChecksums
 from baton_engine.config import EngineConfig
+from baton_engine.groups import side_groups
 from baton_engine.rank_transfer import RankTransfer
 from baton_engine.ranks.group import RankedRunner, RankGroup
 from baton_engine.ranks.group_init import RankStore, join_group, leave_group
@@ -147,11 +148,16 @@ def _with_transfer(
         runner=local if group is None else RankedRunner(local, group),
         transfer=transfer,
         reader=transfer.reader if group is None else GroupReader(transfer.reader, group),
-        identity=cache_identity(
-            local.fingerprint, config.page_size, local.arena.group_identities()
-        ),
+        identity=_identity(local, config),
         exported=ExportedCache(ranks=[transfer.exporter.exported, *others]),
     )
+
+
+def _identity(local: ModelRunner, config: EngineConfig) -> CacheIdentity:
+    groups = local.arena.group_identities()
+    for group, side in zip(groups[1:], side_groups(local.arena.layout, config), strict=True):
+        group.snapshot_every = side.tokens
+    return cache_identity(local.fingerprint, config.page_size, groups)
 
 
 def open_puller(me: Peer, ranks: Ranks, config: EngineConfig) -> Puller:

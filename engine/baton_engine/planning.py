@@ -59,7 +59,7 @@ def step_input(step: Step) -> StepInput:
 
 def note_plan(core: EngineCore, step: Step) -> list[FetchOrder]:
     """Write the plan's news to the outbox; return the fetches to begin. Lock held."""
-    if core.why_alone is None and len(step.evicted_hashes):
+    if len(step.evicted_hashes):
         core.outbox.note_evicted(step.evicted_hashes.copy())
     for handle in step.retracted:
         live = core.ledger.get(int(handle))

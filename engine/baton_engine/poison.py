@@ -1,6 +1,7 @@
 """Debugging: pages that nobody holds are overwritten, so that a stale read changes tokens."""
 
 import logging
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -18,21 +19,20 @@ PATTERN = 0x41
 class FreePagePoison:
     """Fills pages when they have become free. Costs a walk of the pool each step."""
 
-    def __init__(self, arena: PageArena) -> None:
+    def __init__(self, arenas: Sequence[PageArena]) -> None:
+        """arenas: of every cache group, by its number."""
         log.warning("debug_poison_free_pages is on: free pages are overwritten at every step")
-        self._arena = arena
-        self._poisoned = np.zeros(arena.num_pages, np.bool_)
+        self._arenas = arenas
+        self._poisoned = [np.zeros(arena.num_pages, np.bool_) for arena in arenas]
 
     def fill_free(self, scheduler: Scheduler) -> None:
         """Before a plan can give them away. Under the scheduler's lock."""
-        free = np.zeros(self._arena.num_pages, np.bool_)
-        free[scheduler.free_pages()] = True
-        self._fill(np.flatnonzero(free & ~self._poisoned))
-        self._poisoned = free
+        for group, arena in enumerate(self._arenas):
+            free = np.zeros(arena.num_pages, np.bool_)
+            free[scheduler.free_pages(group)] = True
+            arena.pages[np.flatnonzero(free & ~self._poisoned[group])] = PATTERN
+            self._poisoned[group] = free
 
-    def fill_targets(self, pages: Pages) -> None:
+    def fill_targets(self, group: int, pages: Pages) -> None:
         """Before they are fetched: evicted for it a moment ago, they were never seen free."""
-        self._fill(pages)
-
-    def _fill(self, pages: Pages | np.ndarray[tuple[int], np.dtype[np.int64]]) -> None:
-        self._arena.pages[pages] = PATTERN
+        self._arenas[group].pages[pages] = PATTERN

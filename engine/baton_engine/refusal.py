@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from baton_engine.config import EngineConfig
 from baton_engine.events import FailReason
-from baton_engine.request import EngineRequest, Generate
+from baton_engine.request import EngineRequest
 from baton_scheduler import Admission
 
 
@@ -35,16 +35,6 @@ def validate(request: EngineRequest, vocab_size: int) -> None:
 
 def _invalid(message: str) -> None:
     raise EngineRefusal(FailReason.INVALID_PROMPT, message)
-
-
-def refuse_exchange(request: EngineRequest, why_alone: str | None) -> None:
-    """Raise EngineRefusal when the request needs another worker's pages and none can come."""
-    if why_alone is not None and (request.sources or not isinstance(request.goal, Generate)):
-        raise EngineRefusal(
-            FailReason.INCOMPATIBLE_PEER,
-            f"{type(request.goal).__name__} with {len(request.sources)} sources was asked for, but "
-            f"{why_alone}; submit it as Generate without sources",
-        )
 
 
 def refuse_admission(

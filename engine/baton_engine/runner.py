@@ -143,7 +143,9 @@ class ModelRunner:
         """Guesses [W, k] at what follows the step that ran last, once its outcome is known."""
         if self._guesser is None:
             raise RuntimeError("this engine was not told to draft (config: speculative)")
-        return self._guesser.guess(order)
+        guesses = self._guesser.guess(order)
+        self.finish()  # what the layer wrote may be leased now, also where no guess was wanted
+        return guesses
 
     def finish(self) -> None:
         """Return when what the last step wrote is in memory."""

@@ -27,7 +27,7 @@ def cancel_silent_rows(core: EngineCore, step: Step, failure: str) -> None:
 
 def note_sealed(core: EngineCore, completion: Completion) -> dict[int, NDArray[np.int32]]:
     """Tell what can be leased now; return the pages that need a checksum, by group."""
-    if core.why_alone is not None or not len(completion.sealed_pages):
+    if not len(completion.sealed_pages):
         return {}
     groups = completion.sealed_groups
     pages = {int(g): completion.sealed_pages[groups == g] for g in np.unique(groups)}

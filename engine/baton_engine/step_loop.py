@@ -117,7 +117,9 @@ class StepLoop:
             fetches = note_plan(core, step)
             if self._poison is not None:
                 for order in fetches:
-                    self._poison.fill_targets(order.pages)
+                    self._poison.fill_targets(0, order.pages)
+                    for states in order.states:
+                        self._poison.fill_targets(states.group, states.pages)
             plan_us = now_us() - started
         self._chooser.drop(step.slot_resets)
         times = None

@@ -21,6 +21,7 @@ from baton_scheduler._core import (
     Stats,
     Step,
     Verdict,
+    in_group,
     page_hashes,
     transitions,
 )
@@ -47,6 +48,7 @@ __all__ = [
     "cache_key",
     "fsm_mermaid",
     "fsm_table",
+    "in_group",
     "page_hashes",
     "transitions",
 ]

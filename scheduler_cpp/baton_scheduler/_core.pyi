@@ -385,8 +385,8 @@ class Scheduler:
         """Name of the request's state; None when it is gone."""
     def pages(self, request: int, group: int = 0) -> NDArray[np.int32]:
         """The request's pages in token order, empty if it holds none. For tests."""
-    def free_pages(self) -> NDArray[np.int32]:
-        """Pages that hold nothing and belong to nobody. For debugging."""
+    def free_pages(self, group: int = 0) -> NDArray[np.int32]:
+        """Pages of a group that hold nothing and belong to nobody. For debugging."""
     def check_invariants(self) -> str:
         """Empty when every invariant holds, else what is broken. Walks everything: for tests."""
 
@@ -400,3 +400,6 @@ def page_hashes(
     """[n, 16]: chained SipHash-2-4-128 identities, keyed with `key` (16 bytes). Row i identifies
     tokens[0 : (i + 1) * page_size] through its parent. tail appends the identity of the last,
     partial page, if there is one. group: salts them, as that group's pages go by."""
+
+def in_group(hashes: NDArray[np.uint8], group: int) -> NDArray[np.uint8]:
+    """[n, 16]: what the pages of group 0 with these identities, [n, 16], go by in another group."""

@@ -183,6 +183,13 @@ nb::object page_hashes(const nb::object& tokens, std::int64_t page_size, const n
   return copy<std::uint8_t, sizeof(Digest)>(identities);
 }
 
+nb::object in_group_of(const nb::object& hashes, std::int64_t group) {
+  const auto of = digests(hashes, "hashes");
+  std::vector<Digest> identities(of.begin(), of.end());
+  for (Digest& identity : identities) identity = in_group(identity, count(group, "group", 0));
+  return copy<std::uint8_t, sizeof(Digest)>(identities);
+}
+
 // One read-only property per array of the plan.
 template <class Scalar, std::size_t Columns, auto Member>
 nb::object plan_view(PyStep& self) {
@@ -340,13 +347,16 @@ void bind_scheduler(nb::module_& m) {
             return copy<std::int32_t, 1>(self.pages_of(request, group_of(self, group)));
           },
           nb::arg("request"), nb::arg("group") = 0)
-      .def("free_pages",
-           [](const Scheduler& self) {
-             std::vector<std::int32_t> ids;
-             ids.reserve(self.free_pages().size());
-             for (const PageId page : self.free_pages()) ids.push_back(raw(page));
-             return copy<std::int32_t, 1>(ids);
-           })
+      .def(
+          "free_pages",
+          [](const Scheduler& self, std::int64_t group) {
+            const std::vector<PageId>& free = self.free_pages(group_of(self, group));
+            std::vector<std::int32_t> ids;
+            ids.reserve(free.size());
+            for (const PageId page : free) ids.push_back(raw(page));
+            return copy<std::int32_t, 1>(ids);
+          },
+          nb::arg("group") = 0)
       .def(
           "pool_stats",
           [](const Scheduler& self, std::int64_t group) {
@@ -356,6 +366,7 @@ void bind_scheduler(nb::module_& m) {
       .def("check_invariants", &Scheduler::check_invariants);
   m.def("page_hashes", page_hashes, nb::arg("tokens"), nb::arg("page_size"), nb::arg("key"),
         nb::kw_only(), nb::arg("tail") = false, nb::arg("group") = 0);
+  m.def("in_group", in_group_of, nb::arg("hashes"), nb::arg("group"));
 }
 
 }  // namespace baton::binding

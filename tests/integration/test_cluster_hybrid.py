@@ -86,7 +86,7 @@ def test_a_prefill_worker_is_killed_under_its_hand_overs(
     reference = Reference(checkpoint)
     draw = random.Random(5)
     prompts = [[draw.randrange(100, reference.vocab_size) for _ in range(400)] for _ in range(4)]
-    worker = {**STATES, "max_chunk_tokens": 32}
+    worker = {**STATES, "max_chunk_tokens": 32, "debug_poison_free_pages": True}
     with start_cluster(Shape(routing=REMOTE, worker=worker), checkpoint) as cluster:
         streams = [Streaming(cluster, prompt, 30) for prompt in prompts]
         streams[0].wait_for_tokens(1)

@@ -11,6 +11,7 @@ import pytest
 from .cluster import Cluster, Shape
 from .conftest import StartCluster
 from .oracle import Reference
+from .test_cluster_sessions import until
 
 # Clusters of several processes: on a busy machine they need a minute to start and stop.
 pytestmark = pytest.mark.timeout(240)
@@ -87,3 +88,25 @@ def test_heads_of_states_are_cut_and_joined(
     checkpoint = make_checkpoint("qwen3_next")
     with start_cluster(shape(sizes, STATES), checkpoint) as cluster:
         talk(cluster, Reference(checkpoint), EVERY)
+
+
+@pytest.mark.slow
+def test_the_kvstore_keeps_pages_uncut(
+    start_cluster: StartCluster, make_checkpoint: Callable[..., Path]
+) -> None:
+    """Saved from two ranks, restored to two ranks of a worker that has just started."""
+    checkpoint = make_checkpoint("qwen3")
+    reference = Reference(checkpoint)
+    context = [random.Random(9).randrange(100, reference.vocab_size) for _ in range(200)]
+    tokens = reference.greedy(context, 10)
+    alone = Shape(prefill=0, tp=2, kvstore={"offload_delay_s": 0.0, "holder_timeout_s": 2.0})
+    with start_cluster(alone, checkpoint) as cluster:
+        first = cluster.generate(context, max_tokens=10, session_id="s")
+        assert first.token_ids == tokens
+        pages = (len(context) + 10 - 1) // alone.page_size
+        until(lambda: cluster.metrics("kvstore").get("baton_tier_pages") == pages)
+        cluster.kill("decode-0")
+        cluster.start(["decode-0"])
+        restored = cluster.generate(context, max_tokens=10, session_id="s")
+        assert restored.token_ids == tokens
+        assert restored.usage.pages_moved == (len(context) - 1) // alone.page_size

@@ -126,6 +126,7 @@ async def test_a_storm_of_prefixes_and_cancellations(
     rng = random.Random(11)
     trunk = prompts(reference.vocab_size, [150], seed=11)[0]
     limits = {"num_pages": 40, "max_context": 320, "state_pages": 13, "snapshot_every": 16}
+    limits["debug_poison_free_pages"] = True
     finished: list[tuple[list[int], list[int]]] = []
 
     async with running(checkpoint, "fused", max_running=6, max_chunk_tokens=48, **limits) as worker:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from baton.v1.kv_pb2 import Peer
-from baton_engine import Await, Done, FinishReason, HandOver, Source
+from baton_engine import Await, Done, FailReason, FinishReason, HandOver, Source
 from baton_transfer import Pulled, PullFailure
 
 from .engine_worker import Attempt, EngineWorker, prompts, running
@@ -17,7 +19,7 @@ from .oracle import Reference
 NEW = 6
 PAGE = 16
 EVERY = 32
-SETTINGS = {"snapshot_every": EVERY, "page_size": PAGE}
+SETTINGS = {"snapshot_every": EVERY, "page_size": PAGE, "debug_poison_free_pages": True}
 
 
 @pytest.fixture(scope="module")
@@ -222,3 +224,48 @@ async def test_a_state_that_does_not_come_is_computed_from_the_tokens(
         assert end.cost.computed_tokens == len(prompt)
         await computing.ended()
         await settled(prefill, decode)
+
+
+async def test_a_storm_of_hand_overs_in_scarce_pools(
+    checkpoint: Path, reference: Reference
+) -> None:
+    """Requests over one trunk, handed over, restored, cancelled at any moment, with fewer states
+    than requests: who finishes has the right tokens, and every page comes back."""
+    rng = random.Random(17)
+    trunk = prompts(reference.vocab_size, [150], seed=17)[0]
+    scarce = {"num_pages": 40, "max_context": 320, "state_pages": 9, "snapshot_every": 16}
+    limits = {"max_running": 4, "max_chunk_tokens": 48, "debug_poison_free_pages": True, **scarce}
+    finished: list[tuple[list[int], list[int]]] = []
+    async with (
+        running(checkpoint, "prefill", **limits) as prefill,
+        running(checkpoint, "decode", **limits) as decode,
+    ):
+
+        async def one(name: str) -> None:
+            prompt = trunk[: rng.randrange(1, 150)] + [rng.randrange(2000)] * rng.randrange(0, 30)
+            new = rng.choice([1, 3, 12, 20])
+            sources = (Source(decode.peer, len(prompt) // PAGE),) if rng.random() < 0.5 else ()
+            if rng.random() < 0.7:
+                _, attempt = hand_over(prefill, decode, name, prompt, new, sources)
+            else:
+                source = Source(prefill.peer, (len(prompt) - 1) // PAGE)
+                attempt = decode.submit(name, prompt, new, sources=(source,))
+            if rng.random() < 0.3:
+                await asyncio.sleep(rng.random() * 0.1)
+                for worker in rng.sample([prefill, decode], 2):
+                    worker.engine.cancel(name, 1)
+            end = await attempt.ended(60)
+            if isinstance(end, Done):
+                finished.append((prompt, attempt.tokens))
+            else:
+                assert end.reason is FailReason.CANCELLED, end
+
+        async with asyncio.TaskGroup() as group:
+            for i in range(50):
+                group.create_task(one(f"s{i}"))
+                await asyncio.sleep(rng.random() * 0.01)
+        await settled(prefill, decode)
+        assert decode.pool.pages_moved > 0 and prefill.pool.pages_moved > 0
+    assert len(finished) > 25
+    for prompt, tokens in finished:
+        assert tokens == reference.greedy(prompt, len(tokens))

@@ -35,7 +35,7 @@ def differing_field(ours: CacheIdentity, theirs: CacheIdentity) -> str | None:
     if our_names != their_names:
         return f"groups: ours {our_names}, theirs {their_names}"
     for mine, other in zip(ours.groups, theirs.groups, strict=True):
-        for name in ("dtype", "layers", "blocks", "page_bytes"):
+        for name in ("dtype", "layers", "blocks", "page_bytes", "snapshot_every"):
             ours_is, theirs_is = _told(mine, name), _told(other, name)
             if ours_is != theirs_is:
                 return f"groups[{mine.name}].{name}: ours {ours_is}, theirs {theirs_is}"

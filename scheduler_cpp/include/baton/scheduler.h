@@ -178,8 +178,10 @@ class Scheduler {
   PoolStats host_stats() const;
   // Of every group's full pages and snapshots.
   std::vector<Digest> held_identities() const;
-  // Of the first group, in the order in which they will be taken.
-  const std::vector<PageId>& free_pages() const { return pool_.free_pages(); }
+  // In the order in which they will be taken.
+  const std::vector<PageId>& free_pages(std::size_t group = 0) const {
+    return pool(group).free_pages();
+  }
   const Config& config() const { return config_; }
   // Name of the state, empty when the request is gone.
   std::string_view state_of(RequestId request) const;
@@ -280,6 +282,7 @@ class Scheduler {
                      const Digest& identity);
   void note_sealed(const Record& record, std::size_t group, std::size_t index, PageId page,
                    const Digest& identity);
+  void name_full_pages(const Flight& flight);
   template <class S>
   void seal_full_pages(Record& record);
   void stop_if_over(Record& record, RowFlag flag);

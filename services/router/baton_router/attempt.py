@@ -80,15 +80,15 @@ class Attempt:
         self.decode.cancel(self.request_id, self.number)
         self.abandon()
 
-    def leave(self, chain: Sequence[bytes], prompt_pages: int) -> None:
-        """The request is over. `chain`: the pages it leaves, of which `prompt_pages` its prompt's;
-        empty when it did not end well."""
+    def leave(self, pages: Sequence[bytes], prompt: Sequence[bytes]) -> None:
+        """The request is over. It leaves `pages` where it was decoded and those of its `prompt`
+        where that was computed; none when it did not end well."""
         if self.prefill is not None:
             self.prefill.detach(self.request_id, self.number)
         # The directory says so too, but perhaps after the session's next turn has come.
-        self._hint(self.decode, chain)
+        self._hint(self.decode, pages)
         if self.prefill is not None and self.cost.took == pb.ROUTE_REMOTE:
-            self._hint(self.prefill, chain[:prompt_pages])
+            self._hint(self.prefill, prompt)
 
     def _hint(self, link: WorkerLink, pages: Sequence[bytes]) -> None:
         if link.holder is not None:

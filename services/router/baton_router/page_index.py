@@ -7,7 +7,7 @@ chain costs one lookup and one AND a page whatever the number of holders.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from baton.v1 import kv_pb2 as kv
@@ -140,6 +140,25 @@ class PageIndex:
         found.reverse()
         shards = [bit for bit, holder in self._holders.items() if holder.storage]
         return found if len(shards) < 2 else self._with_shards(found, chain, shards)
+
+    def usable(self, found: list[Held], states: Sequence[bytes], stride: int) -> list[Held]:
+        """Of what is held, as much as a state is held of too, best first.
+
+        `states`: for each page that may be reused, what the state after it goes by; there are
+        snapshots after every `stride` pages.
+        """
+        reached = []
+        for held in found:
+            pages = min(held.pages, len(states)) // stride * stride
+            while pages and not self._has(held.holder, states[pages - 1]):
+                pages -= stride
+            if pages:
+                reached.append(Held(held.holder, pages, held.only))
+        return sorted(reached, key=lambda held: -held.pages)
+
+    def _has(self, holder: Holder, page: bytes) -> bool:
+        mask = self._masks.get(page, 0) | self._hints.get(page, 0)
+        return bool(mask & self._bits.get(holder.name, 0))
 
     def _with_shards(self, found: list[Held], chain: bytes, shards: list[int]) -> list[Held]:
         """Several kvstores have what they have between them: each is a source of its part."""

@@ -5,6 +5,9 @@ import logging
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from baton.v1 import errors_pb2 as errors
 from baton.v1 import inference_pb2 as pb
 from baton.v1 import worker_pb2 as wire
@@ -18,7 +21,7 @@ from baton_router.sessions import Sessions
 from baton_router.usage import AttemptCost
 from baton_router.worker_link import Listener
 from baton_rpc import Refusal
-from baton_scheduler import page_hashes
+from baton_scheduler import in_group, page_hashes
 from baton_telemetry import RouterMetrics
 
 log = logging.getLogger("baton.router")
@@ -65,14 +68,20 @@ class Placer:
 
     def turn_ended(self, ledger: Ledger, last: Attempt | None, *, well: bool) -> None:
         """The request is over; what it has computed is its session's."""
-        cache, chain, prompt_pages = self._pool.cache, b"", 0
+        cache, hashes, prompt_pages = self._pool.cache, np.empty((0, 16), np.uint8), 0
         key = self._pool.cache_key(self._terms.tenant)
         if cache is not None:
             # The last token's entries are never computed.
-            chain = page_hashes(ledger.sequence()[:-1], cache.page_size, key).tobytes()
+            hashes = page_hashes(ledger.sequence()[:-1], cache.page_size, key)
             prompt_pages = len(ledger.prompt) // cache.page_size
-        if last is not None:
-            last.leave(list(split_hashes(chain)) if well else [], prompt_pages)
+        chain = hashes.tobytes()
+        if last is not None and well:
+            pages, prompt = list(split_hashes(chain)), hashes[:prompt_pages]
+            last.leave(
+                pages + self._last_state(hashes), pages[:prompt_pages] + self._last_state(prompt)
+            )
+        elif last is not None:
+            last.leave((), ())
         self._sessions.turn_ended(self._terms.session, key, chain)
 
     async def place(
@@ -112,13 +121,13 @@ class Placer:
             return None
         tokens = ledger.sequence()
         cache_key = self._pool.cache_key(self._terms.tenant)
-        chain = page_hashes(tokens, cache.page_size, cache_key).tobytes()
+        chain = page_hashes(tokens, cache.page_size, cache_key)
         prompt = Prompt(
             tokens=len(tokens),
             max_new_tokens=ledger.remaining,
             page_size=cache.page_size,
             bytes_per_token=self._pool.bytes_per_token,
-            holders=[h for h in self._index.held(chain) if self._pool.reachable(h.holder)],
+            holders=self._holders(chain, (len(tokens) - 1) // cache.page_size),
             session_worker=self._sessions.worker(self._terms.session),
         )
         plan = choose(
@@ -132,6 +141,23 @@ class Placer:
         start = self._command(request_id, ledger, cache_key)
         start.token_ids.extend(token_list(tokens))
         return self._dispatch(plan, start, ledger, listener, prompt)
+
+    def _holders(self, chain: NDArray[np.uint8], reusable: int) -> list[Held]:
+        """Who has what of a chain, in as far as it can be used."""
+        held = [h for h in self._index.held(chain.tobytes()) if self._pool.reachable(h.holder)]
+        if self._pool.states is None or not held:
+            return held
+        group, stride = self._pool.states
+        states = list(split_hashes(in_group(chain[:reusable], group).tobytes()))
+        return self._index.usable(held, states, stride)
+
+    def _last_state(self, chain: NDArray[np.uint8]) -> list[bytes]:
+        """What the last snapshot goes by that computing a chain leaves."""
+        if self._pool.states is None:
+            return []
+        group, stride = self._pool.states
+        last = len(chain) // stride * stride
+        return list(split_hashes(in_group(chain[last - 1 : last], group).tobytes())) if last else []
 
     def _command(self, request_id: str, ledger: Ledger, cache_key: bytes) -> wire.StartRequest:
         terms = self._terms

@@ -66,10 +66,21 @@ class WorkerPool:
 
     @property
     def bytes_per_token(self) -> float:
-        """What one token's cache weighs, all layers and groups."""
+        """What one token's cache weighs, all layers. A state weighs the same after any of them, and
+        is not counted."""
         if self.cache is None:
             return 0.0
-        return sum(group.page_bytes for group in self.cache.groups) / self.cache.page_size
+        tokens = [group for group in self.cache.groups if not group.snapshot_every]
+        return sum(group.page_bytes for group in tokens) / self.cache.page_size
+
+    @property
+    def states(self) -> tuple[int, int] | None:
+        """The group of recurrent states and the pages of tokens between its snapshots; None when
+        the model has none."""
+        for number, group in enumerate(self.cache.groups if self.cache else ()):
+            if group.snapshot_every and self.cache:
+                return number, group.snapshot_every // self.cache.page_size
+        return None
 
     def cache_key(self, tenant: str) -> bytes:
         """16 bytes that key the page hashes of a tenant: pages are never shared across it."""

@@ -37,7 +37,6 @@ class WorkerView:
     running: int
     waiting: int
     pending_tokens: int = 0  # prompt tokens given to it and not yet computed
-    alone: bool = False  # exchanges no pages: every prompt is computed where it is decoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +114,7 @@ def _best_route(
 ) -> Plan:
     here = prompt.cached(held)
     queue = worker.pending_tokens / costs.local_tokens_per_s
-    if worker.alone:
-        prefill = None
-    sources = () if worker.alone else _longer(prompt, held, worker.holder.name)
+    sources = _longer(prompt, held, worker.holder.name)
     routes = [
         Plan(
             worker.name,
@@ -187,7 +184,7 @@ def _best_prefill(
     """The prefill worker that would be ready first, with what it should fetch to be so."""
     options = []
     for worker in workers:
-        if worker.alone or not _fits(prompt, worker, 1):
+        if not _fits(prompt, worker, 1):
             continue
         pages = held.get(worker.holder.name, 0)
         queue = worker.pending_tokens / costs.remote_tokens_per_s

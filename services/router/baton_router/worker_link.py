@@ -110,7 +110,6 @@ class WorkerLink:
             running=pool.running + unseen,
             waiting=pool.waiting,
             pending_tokens=self.pending_tokens,
-            alone=self.hello.alone,
         )
 
     # ---- commands

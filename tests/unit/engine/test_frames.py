@@ -7,13 +7,18 @@ import pytest
 from baton_engine.batch import StepInput
 from baton_engine.ranks.frames import (
     FrameSocket,
+    HashOrder,
     Kind,
     PeerGone,
     PullOrder,
+    pack_hash,
+    pack_hashed,
     pack_pull,
     pack_pulled,
     pack_step,
     unpack_draft,
+    unpack_hash,
+    unpack_hashed,
     unpack_pull,
     unpack_pulled,
     unpack_step,
@@ -98,3 +103,14 @@ def test_a_closed_end_is_noticed_by_both_directions() -> None:
     with pytest.raises(PeerGone):
         for _ in range(100):
             right.send(Kind.STEP, b"x" * 4096)
+
+
+def test_checksums_are_asked_for_and_told() -> None:
+    pages = np.array([5, 0, 2**31 - 1], np.int32)
+    order = unpack_hash(b"".join(pack_hash(HashOrder(7, 1, pages))))
+    assert (order.hash_id, order.group, order.pages.tolist()) == (7, 1, pages.tolist())
+    sums = np.array([2**64 - 1, 0, 5], np.uint64)
+    told, back = unpack_hashed(b"".join(pack_hashed(7, sums)))
+    assert (told, back.tolist()) == (7, sums.tolist())
+    none = unpack_hash(b"".join(pack_hash(HashOrder(8, 0, pages[:0]))))
+    assert none.pages.tolist() == []

@@ -23,7 +23,7 @@ def scheduler() -> Scheduler:
 
 def test_pages_are_filled_when_they_become_free_and_left_alone_before(scheduler: Scheduler) -> None:
     arena = PageArena.allocate(page_bytes=32, num_pages=PAGES)
-    poison = FreePagePoison(arena)
+    poison = FreePagePoison([arena])
     poison.fill_free(scheduler)
     assert (arena.pages == PATTERN).all()
 

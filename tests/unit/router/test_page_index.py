@@ -122,3 +122,26 @@ def test_kvstores_are_sources_of_what_they_have_between_them(
         for i in range(held.pages):
             bit = not held.only or bool(held.only[i // 8] >> i % 8 & 1)
             assert bit == (name in having[i])
+
+
+@given(
+    st.dictionaries(NAMES, st.tuples(st.integers(0, 6), st.sets(st.integers(0, 5)))),
+    st.integers(1, 3),
+    st.integers(0, 6),
+)
+def test_a_prefix_is_of_use_as_far_as_there_is_a_state(
+    holders: dict[str, tuple[int, set[int]]], stride: int, reusable: int
+) -> None:
+    states = [bytes([100 + i]) * 16 for i in range(6)]
+    index = PageIndex()
+    expected = {}
+    for name, (pages, after) in holders.items():
+        index.add(holder(name), PAGES[:pages])
+        index.hint(holder(name), [states[i] for i in after])
+        boundaries = range(stride, min(pages, reusable) + 1, stride)
+        best = max((b for b in boundaries if b - 1 in after), default=0)
+        if best:
+            expected[name] = best
+    usable = index.usable(index.held(b"".join(PAGES)), states[:reusable], stride)
+    assert {held.holder.name: held.pages for held in usable} == expected
+    assert [held.pages for held in usable] == sorted(expected.values(), reverse=True)

@@ -55,12 +55,6 @@ THRESHOLD = RoutingConfig(local_suffix_tokens=64)
 CASES = {
     "cold and long: a prefill worker": Case(2000, {}, ("REMOTE", "d0", "p0", 0)),
     "cold and short: here": Case(10, {}, ("LOCAL", "d0", None, 0)),
-    "a decode worker that exchanges no pages": Case(
-        2000, {"p0": 100}, ("LOCAL", "d0", None, 0), decode=[replace(D0, alone=True)]
-    ),
-    "a prefill worker that exchanges no pages": Case(
-        2000, {}, ("LOCAL", "d0", None, 0), prefill=[replace(P0, alone=True)]
-    ),
     "no prefill worker": Case(2000, {}, ("LOCAL", "d0", None, 0), prefill=[]),
     "almost everything is here": Case(2000, {"d0": 124}, ("LOCAL", "d0", None, 1984)),
     "threshold: a suffix as long": Case(

@@ -17,6 +17,7 @@ from baton_scheduler import (
     Role,
     Scheduler,
     Step,
+    in_group,
     page_hashes,
 )
 
@@ -149,6 +150,7 @@ def test_a_fetch_names_the_pages_of_every_group() -> None:
     core.submit(1, prompt, max_new_tokens=2, key=KEY, goal=Goal.AWAIT, now_us=0)
     step = core.plan(1)
     hashes = {g: page_hashes(prompt, PAGE, KEY, tail=True, group=g) for g in range(3)}
+    assert np.array_equal(in_group(hashes[0], 2), hashes[2])
     named = list(zip(step.fetch_groups.tolist(), step.fetch_pages[:, 0].tolist(), strict=True))
     last = (len(prompt) - 1) // PAGE
     first_seen = (len(prompt) + 1 - WINDOW) // PAGE

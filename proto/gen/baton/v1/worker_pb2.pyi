@@ -194,7 +194,7 @@ class ConnectResponse(_message.Message):
     def __init__(self, hello: _Optional[_Union[WorkerHello, _Mapping]] = ..., step: _Optional[_Union[StepReport, _Mapping]] = ...) -> None: ...
 
 class WorkerHello(_message.Message):
-    __slots__ = ("worker", "role", "wire_version", "epoch", "peer", "cache", "max_context", "max_running", "pool", "alone")
+    __slots__ = ("worker", "role", "wire_version", "epoch", "peer", "cache", "max_context", "max_running", "pool")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     WIRE_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -204,7 +204,6 @@ class WorkerHello(_message.Message):
     MAX_CONTEXT_FIELD_NUMBER: _ClassVar[int]
     MAX_RUNNING_FIELD_NUMBER: _ClassVar[int]
     POOL_FIELD_NUMBER: _ClassVar[int]
-    ALONE_FIELD_NUMBER: _ClassVar[int]
     worker: str
     role: WorkerRole
     wire_version: int
@@ -214,8 +213,7 @@ class WorkerHello(_message.Message):
     max_context: int
     max_running: int
     pool: PoolState
-    alone: bool
-    def __init__(self, worker: _Optional[str] = ..., role: _Optional[_Union[WorkerRole, str]] = ..., wire_version: _Optional[int] = ..., epoch: _Optional[int] = ..., peer: _Optional[_Union[_kv_pb2.Peer, _Mapping]] = ..., cache: _Optional[_Union[_kv_pb2.CacheIdentity, _Mapping]] = ..., max_context: _Optional[int] = ..., max_running: _Optional[int] = ..., pool: _Optional[_Union[PoolState, _Mapping]] = ..., alone: bool = ...) -> None: ...
+    def __init__(self, worker: _Optional[str] = ..., role: _Optional[_Union[WorkerRole, str]] = ..., wire_version: _Optional[int] = ..., epoch: _Optional[int] = ..., peer: _Optional[_Union[_kv_pb2.Peer, _Mapping]] = ..., cache: _Optional[_Union[_kv_pb2.CacheIdentity, _Mapping]] = ..., max_context: _Optional[int] = ..., max_running: _Optional[int] = ..., pool: _Optional[_Union[PoolState, _Mapping]] = ...) -> None: ...
 
 class StepReport(_message.Message):
     __slots__ = ("step", "updates", "pool", "draining")
