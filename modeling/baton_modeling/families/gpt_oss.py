@@ -12,15 +12,14 @@ from typing import Any
 import torch
 
 from baton_modeling.families.family import ConfigReader, FamilyModel
+from baton_modeling.families.grouped import grouped_decoder, projected
 from baton_modeling.graph import Graph, Value
 from baton_modeling.layers.clamped_experts import ClampedExperts
-from baton_modeling.layers.embedding import Embedding, OutputHead
-from baton_modeling.layers.gqa import GroupedAttention, HeadShape, head_cache
-from baton_modeling.layers.linear import JoinedColumnLinear, RowLinear
+from baton_modeling.layers.gqa import GroupedAttention, HeadShape
+from baton_modeling.layers.linear import RowLinear
 from baton_modeling.layers.moe import SoftmaxRouter
 from baton_modeling.layers.mxfp4 import BLOCK
-from baton_modeling.layers.norm import Add, RMSNorm
-from baton_modeling.layers.rotary import Rope, RotaryTable, parse_rope
+from baton_modeling.layers.rotary import Rope, parse_rope
 
 
 @dataclass(frozen=True)
@@ -78,43 +77,23 @@ def parse(config: Mapping[str, Any]) -> GptOss:
 
 def build(config: Mapping[str, Any], dtype: torch.dtype) -> FamilyModel:
     """The model of ``config`` as a graph; ``dtype`` is that of its cache."""
-    c = parse(config)
-    g = Graph()
-    cos, sin = g.apply(RotaryTable("model.rotary", c.rope, c.heads.rotary))
-    x = g(Embedding("model.embed_tokens", c.vocab, c.hidden))
-    for layer in range(c.layers):
-        name = f"model.layers.{layer}"
-        h = g(RMSNorm(f"{name}.input_layernorm", c.hidden, c.eps), x)
-        h = attention(g, c, f"{name}.self_attn", layer, h, cos, sin)
-        x = g(Add(f"{name}.attention_residual", c.hidden), x, h)
-        h = g(RMSNorm(f"{name}.post_attention_layernorm", c.hidden, c.eps), x)
-        h = mixture(g, c, f"{name}.mlp", h)
-        x = g(Add(f"{name}.mlp_residual", c.hidden), x, h)
-    x = g(RMSNorm("model.norm", c.hidden, c.eps), x)
-    g.output(
-        g(OutputHead("lm_head", c.hidden, c.vocab, "model.embed_tokens" if c.tied else None), x)
-    )
-    skipped = (r"lm_head\.weight",) if c.tied else ()
-    return FamilyModel(g, lambda mesh: head_cache(c.heads, c.layers, mesh, dtype), skipped)
+    return grouped_decoder(parse(config), dtype, attention, mixture)
 
 
 def attention(
     g: Graph, c: GptOss, name: str, layer: int, x: Value, cos: Value, sin: Value
 ) -> Value:
     """Grouped-query attention; a sink takes what a head does not want to attend to."""
-    s = c.heads
-    sizes = (("q", s.heads * s.size), ("k", s.kv_heads * s.size), ("v", s.kv_heads * s.size))
-    sources = [(f"{name}.{which}_proj", size) for which, size in sizes]
-    project = JoinedColumnLinear(f"{name}.qkv", c.hidden, sources, "attn_tp", bias=c.bias)
-    q, k, v = g.apply(project, x)
-    attend = GroupedAttention(name, s, layer, window=c.windows[layer], sinks=True)
+    width = c.heads.heads * c.heads.size
+    q, k, v = projected(g, c, name, x, bias=c.bias)
+    attend = GroupedAttention(name, c.heads, layer, window=c.windows[layer], sinks=True)
     out = g(attend, q, k, v, cos, sin)
-    width = s.heads * s.size
     return g(RowLinear(f"{name}.o_proj", width, c.hidden, "attn_tp", bias=c.bias), out)
 
 
-def mixture(g: Graph, c: GptOss, name: str, x: Value) -> Value:
+def mixture(g: Graph, c: GptOss, name: str, layer: int, x: Value) -> Value:
     """The best experts, weighted by a softmax over them alone."""
+    name = f"{name}.mlp"
     router = SoftmaxRouter(
         f"{name}.router", c.hidden, c.experts, c.top_k, normalise=True, bias=True
     )

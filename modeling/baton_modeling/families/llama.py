@@ -13,13 +13,12 @@ from typing import Any
 import torch
 
 from baton_modeling.families.family import ConfigReader, FamilyModel
+from baton_modeling.families.grouped import grouped_decoder, projected
 from baton_modeling.graph import Graph, Value
-from baton_modeling.layers.embedding import Embedding, OutputHead
-from baton_modeling.layers.gqa import GroupedAttention, HeadNorm, HeadShape, head_cache
-from baton_modeling.layers.linear import JoinedColumnLinear, RowLinear, SwiGLU
+from baton_modeling.layers.gqa import GroupedAttention, HeadNorm, HeadShape
+from baton_modeling.layers.linear import RowLinear, SwiGLU
 from baton_modeling.layers.moe import Experts, SoftmaxRouter
-from baton_modeling.layers.norm import Add, RMSNorm
-from baton_modeling.layers.rotary import Rope, RotaryTable, parse_rope
+from baton_modeling.layers.rotary import Rope, parse_rope
 
 
 @dataclass(frozen=True)
@@ -112,48 +111,27 @@ def _dense_layers(read: ConfigReader, layers: int) -> frozenset[int]:
 def build(config: Mapping[str, Any], dtype: torch.dtype) -> FamilyModel:
     """The model of ``config`` as a graph; ``dtype`` is that of its cache."""
     c = parse(config)
-    g = Graph()
-    cos, sin = g.apply(RotaryTable("model.rotary", c.rope, c.heads.rotary))
-    x = g(Embedding("model.embed_tokens", c.vocab, c.hidden))
-    for layer in range(c.layers):
-        name = f"model.layers.{layer}"
-        h = g(RMSNorm(f"{name}.input_layernorm", c.hidden, c.eps), x)
-        h = attention(g, c, f"{name}.self_attn", layer, h, cos, sin)
-        x = g(Add(f"{name}.attention_residual", c.hidden), x, h)
-        h = g(RMSNorm(f"{name}.post_attention_layernorm", c.hidden, c.eps), x)
-        if layer in c.dense_layers:
-            h = g(SwiGLU(f"{name}.mlp", c.hidden, c.inner, "dense_tp"), h)
-        else:
-            h = mixture(g, c, f"{name}.mlp", h)
-        x = g(Add(f"{name}.mlp_residual", c.hidden), x, h)
-    x = g(RMSNorm("model.norm", c.hidden, c.eps), x)
-    g.output(
-        g(OutputHead("lm_head", c.hidden, c.vocab, "model.embed_tokens" if c.tied else None), x)
-    )
-    skipped = (r".*\.rotary_emb\.inv_freq", *((r"lm_head\.weight",) if c.tied else ()))
-    return FamilyModel(g, lambda mesh: head_cache(c.heads, c.layers, mesh, dtype), skipped, c.block)
+    return grouped_decoder(c, dtype, attention, feed_forward, block=c.block)
 
 
 def attention(
     g: Graph, c: Decoder, name: str, layer: int, x: Value, cos: Value, sin: Value
 ) -> Value:
     """Grouped-query attention; every rank has its heads and their part of the cache."""
-    s = c.heads
-    sizes = (("q", s.heads * s.size), ("k", s.kv_heads * s.size), ("v", s.kv_heads * s.size))
-    sources = [(f"{name}.{which}_proj", size) for which, size in sizes]
-    project = JoinedColumnLinear(f"{name}.qkv", c.hidden, sources, "attn_tp", bias=c.qkv_bias)
-    q, k, v = g.apply(project, x)
+    s, width = c.heads, c.heads.heads * c.heads.size
+    q, k, v = projected(g, c, name, x, bias=c.qkv_bias)
     if c.head_norms:
         q = g(HeadNorm(f"{name}.q_norm", s.heads, s.size, c.eps), q)
         k = g(HeadNorm(f"{name}.k_norm", s.kv_heads, s.size, c.eps), k)
-    attend = GroupedAttention(name, s, layer, window=c.windows[layer])
-    out = g(attend, q, k, v, cos, sin)
-    width = s.heads * s.size
+    out = g(GroupedAttention(name, s, layer, window=c.windows[layer]), q, k, v, cos, sin)
     return g(RowLinear(f"{name}.o_proj", width, c.hidden, "attn_tp", bias=c.out_bias), out)
 
 
-def mixture(g: Graph, c: Decoder, name: str, x: Value) -> Value:
-    """Softmax-routed experts."""
+def feed_forward(g: Graph, c: Decoder, name: str, layer: int, x: Value) -> Value:
+    """The gated feed-forward, or softmax-routed experts in its place."""
+    name = f"{name}.mlp"
+    if layer in c.dense_layers:
+        return g(SwiGLU(name, c.hidden, c.inner, "dense_tp"), x)
     router = SoftmaxRouter(f"{name}.gate", c.hidden, c.experts, c.top_k, normalise=c.normalise)
     weights, chosen = g.apply(router, x)
     return g(Experts(f"{name}.experts", c.hidden, c.expert_inner, c.experts), x, weights, chosen)

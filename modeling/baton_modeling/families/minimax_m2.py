@@ -13,13 +13,13 @@ from typing import Any
 import torch
 
 from baton_modeling.families.family import ConfigReader, FamilyModel
+from baton_modeling.families.grouped import grouped_decoder, projected
 from baton_modeling.graph import Graph, Value
-from baton_modeling.layers.embedding import Embedding, OutputHead
-from baton_modeling.layers.gqa import GroupedAttention, HeadShape, head_cache
-from baton_modeling.layers.linear import JoinedColumnLinear, RowLinear
+from baton_modeling.layers.gqa import GroupedAttention, HeadShape
+from baton_modeling.layers.linear import RowLinear
 from baton_modeling.layers.moe import Experts, SigmoidRouter, SigmoidRouting
-from baton_modeling.layers.norm import Add, RMSNorm
-from baton_modeling.layers.rotary import Rope, RotaryTable, parse_rope
+from baton_modeling.layers.norm import RMSNorm
+from baton_modeling.layers.rotary import Rope, parse_rope
 
 
 @dataclass(frozen=True)
@@ -73,41 +73,25 @@ def parse(config: Mapping[str, Any]) -> MiniMaxM2:
 def build(config: Mapping[str, Any], dtype: torch.dtype) -> FamilyModel:
     """The model of ``config`` as a graph; ``dtype`` is that of its cache."""
     c = parse(config)
-    g = Graph()
-    cos, sin = g.apply(RotaryTable("model.rotary", c.rope, c.heads.rotary))
-    x = g(Embedding("model.embed_tokens", c.vocab, c.hidden))
-    for layer in range(c.layers):
-        name = f"model.layers.{layer}"
-        h = g(RMSNorm(f"{name}.input_layernorm", c.hidden, c.eps), x)
-        h = attention(g, c, f"{name}.self_attn", layer, h, cos, sin)
-        x = g(Add(f"{name}.attention_residual", c.hidden), x, h)
-        h = g(RMSNorm(f"{name}.post_attention_layernorm", c.hidden, c.eps), x)
-        h = mixture(g, c, f"{name}.block_sparse_moe", h)
-        x = g(Add(f"{name}.mlp_residual", c.hidden), x, h)
-    x = g(RMSNorm("model.norm", c.hidden, c.eps), x)
-    g.output(
-        g(OutputHead("lm_head", c.hidden, c.vocab, "model.embed_tokens" if c.tied else None), x)
-    )
-    skipped = (rf"model\.layers\.{c.layers}\..*", r".*\.rotary_emb\.inv_freq")
-    return FamilyModel(g, lambda mesh: head_cache(c.heads, c.layers, mesh, dtype), skipped, c.block)
+    drafting = rf"model\.layers\.{c.layers}\..*"
+    return grouped_decoder(c, dtype, attention, mixture, skipped=(drafting,), block=c.block)
 
 
 def attention(
     g: Graph, c: MiniMaxM2, name: str, layer: int, x: Value, cos: Value, sin: Value
 ) -> Value:
     """The norms span all heads; the compiler makes the heads whole for them."""
-    s = c.heads
-    sizes = (("q", s.heads * s.size), ("k", s.kv_heads * s.size), ("v", s.kv_heads * s.size))
-    sources = [(f"{name}.{which}_proj", size) for which, size in sizes]
-    q, k, v = g.apply(JoinedColumnLinear(f"{name}.qkv", c.hidden, sources, "attn_tp"), x)
-    q = g(RMSNorm(f"{name}.q_norm", s.heads * s.size, c.eps), q)
+    s, width = c.heads, c.heads.heads * c.heads.size
+    q, k, v = projected(g, c, name, x)
+    q = g(RMSNorm(f"{name}.q_norm", width, c.eps), q)
     k = g(RMSNorm(f"{name}.k_norm", s.kv_heads * s.size, c.eps), k)
     out = g(GroupedAttention(name, s, layer), q, k, v, cos, sin)
-    return g(RowLinear(f"{name}.o_proj", s.heads * s.size, c.hidden, "attn_tp"), out)
+    return g(RowLinear(f"{name}.o_proj", width, c.hidden, "attn_tp"), out)
 
 
-def mixture(g: Graph, c: MiniMaxM2, name: str, x: Value) -> Value:
+def mixture(g: Graph, c: MiniMaxM2, name: str, layer: int, x: Value) -> Value:
     """Sigmoid-routed experts without groups."""
+    name = f"{name}.block_sparse_moe"
     bias = f"{name}.e_score_correction_bias"
     weights, chosen = g.apply(SigmoidRouter(f"{name}.gate", c.hidden, c.routing, bias), x)
     experts = Experts(f"{name}.experts", c.hidden, c.inner, c.routing.experts, ("w1", "w3", "w2"))

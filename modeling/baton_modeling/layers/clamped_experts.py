@@ -8,21 +8,20 @@ import torch
 from torch import Tensor
 
 from baton_kernels import ops
-from baton_modeling.binding import Binding, Step
-from baton_modeling.graph import Compute, Dispatch, Module, Signature
+from baton_modeling.binding import Binding
+from baton_modeling.graph import Compute
+from baton_modeling.layers.moe import RoutedExperts
 from baton_modeling.layers.mxfp4 import BLOCK, unpacked
-from baton_modeling.placements import REPLICATED, Partial, Shard
+from baton_modeling.placements import Shard
 from baton_modeling.weights import Weight
 
 
-class ClampedExperts(Module):
-    """As layers.moe.Experts, with the gate of gpt-oss (model card, 2025, section 2.2).
+class ClampedExperts(RoutedExperts):
+    """Experts with the gate of gpt-oss (model card, 2025, section 2.2).
 
     packed: the checkpoint stores the two projections in MXFP4. Stored plain they are
     [E, inputs, outputs], packed they are [E, outputs, inputs]; gate and up alternate.
     """
-
-    rowwise = True
 
     def __init__(
         self,
@@ -35,16 +34,8 @@ class ClampedExperts(Module):
         limit: float,
         packed: bool,
     ) -> None:
-        self.name, self.hidden, self.inner, self.experts = name, hidden, inner, experts
+        super().__init__(name, hidden, inner, experts)
         self.alpha, self.limit, self.packed = alpha, limit, packed
-        self.dispatch = Dispatch("ep", experts)
-
-    def signature(self) -> Signature:
-        inputs = (REPLICATED, REPLICATED, REPLICATED)
-        return Signature(inputs, ({"ep": Partial(), "moe_tp": Partial()},))
-
-    def features(self) -> tuple[int, ...]:
-        return (self.hidden,)
 
     def weights(self) -> Mapping[str, Weight]:
         experts, hidden, inner = self.experts, self.hidden, self.inner
@@ -84,16 +75,9 @@ class ClampedExperts(Module):
         gate_up_bias, down_bias = _apart(weights["gate_up_bias"]), weights["down_bias"]
         if binding.mesh.axis("moe_tp").coordinate(binding.mesh.rank) > 0:
             down_bias = torch.zeros_like(down_bias)  # it belongs to the sum once
-        sizes = {"experts": len(gate_up), "hidden": self.hidden, "inner": down.shape[2]}
-        many = binding.operator(ops.moe_experts_clamped, None, **sizes)
-        few = binding.decoding(ops.moe_experts_clamped, None, **sizes)
-        first = binding.mesh.axis("ep").coordinate(binding.mesh.rank) * len(gate_up)
-        operands = (gate_up, gate_up_bias, down, down_bias, first, self.alpha, self.limit)
-
-        def compute(step: Step, x: Tensor, scales: Tensor, chosen: Tensor) -> Tensor:
-            return (many if step.has_prefill else few)(x, scales, chosen, *operands)
-
-        return compute
+        operands = (gate_up, gate_up_bias, down, down_bias)
+        settings = (self.alpha, self.limit)
+        return self.computed_by(ops.moe_experts_clamped, binding, operands, settings)
 
 
 def _apart(alternating: Tensor) -> Tensor:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from baton_kernels import ops
+from baton_kernels import Operator, ops
 from baton_modeling.binding import Binding, Step
 from baton_modeling.graph import Compute, Dispatch, Module, Signature
 from baton_modeling.placements import REPLICATED, Partial, Shard
@@ -116,10 +116,46 @@ class SoftmaxRouter(Module):
         return lambda step, x: route(linear(x.float(), gate, bias), top_k, *choice)
 
 
-class Experts(Module):
-    """The routed experts: each rank holds some of them (ep), and of each a part (moe_tp)."""
+class RoutedExperts(Module):
+    """Experts of some kind: each rank holds some of them (ep), and of each a part (moe_tp)."""
 
     rowwise = True
+
+    def __init__(self, name: str, hidden: int, inner: int, experts: int) -> None:
+        self.name, self.hidden, self.inner, self.experts = name, hidden, inner, experts
+        self.dispatch = Dispatch("ep", experts)
+
+    def signature(self) -> Signature:
+        inputs = (REPLICATED, REPLICATED, REPLICATED)
+        return Signature(inputs, ({"ep": Partial(), "moe_tp": Partial()},))
+
+    def features(self) -> tuple[int, ...]:
+        return (self.hidden,)
+
+    def computed_by(
+        self,
+        operator: Operator[..., Tensor],
+        binding: Binding,
+        weights: Sequence[Tensor],
+        settings: Sequence[float] = (),
+    ) -> Compute:
+        """``operator(x, scales, chosen, *weights, first expert, *settings)`` on this rank."""
+        local = len(weights[0])
+        inner = binding.local(self.inner, "moe_tp")
+        sizes = {"experts": local, "hidden": self.hidden, "inner": inner}
+        many = binding.operator(operator, None, **sizes)
+        few = binding.decoding(operator, None, **sizes)
+        first = binding.mesh.axis("ep").coordinate(binding.mesh.rank) * local
+        operands = (*weights, first, *settings)
+
+        def compute(step: Step, x: Tensor, scales: Tensor, chosen: Tensor) -> Tensor:
+            return (many if step.has_prefill else few)(x, scales, chosen, *operands)
+
+        return compute
+
+
+class Experts(RoutedExperts):
+    """SwiGLU experts. parts: what the checkpoint calls gate, up and down."""
 
     def __init__(
         self,
@@ -129,16 +165,8 @@ class Experts(Module):
         experts: int,
         parts: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
     ) -> None:
-        self.name, self.hidden, self.inner = name, hidden, inner
-        self.experts, self.parts = experts, parts
-        self.dispatch = Dispatch("ep", experts)
-
-    def signature(self) -> Signature:
-        inputs = (REPLICATED, REPLICATED, REPLICATED)
-        return Signature(inputs, ({"ep": Partial(), "moe_tp": Partial()},))
-
-    def features(self) -> tuple[int, ...]:
-        return (self.hidden,)
+        super().__init__(name, hidden, inner, experts)
+        self.parts = parts
 
     def weights(self) -> Mapping[str, Weight]:
         gate, up, down = self.parts
@@ -165,14 +193,4 @@ class Experts(Module):
         )
 
     def bind(self, binding: Binding, weights: Mapping[str, Tensor]) -> Compute:
-        gate_up, down = weights["gate_up"], weights["down"]
-        sizes = {"experts": len(gate_up), "hidden": self.hidden, "inner": down.shape[2]}
-        many = binding.operator(ops.moe_experts, None, **sizes)
-        few = binding.decoding(ops.moe_experts, None, **sizes)
-        first = binding.mesh.axis("ep").coordinate(binding.mesh.rank) * len(gate_up)
-
-        def compute(step: Step, x: Tensor, scales: Tensor, chosen: Tensor) -> Tensor:
-            run = many if step.has_prefill else few
-            return run(x, scales, chosen, gate_up, down, first)
-
-        return compute
+        return self.computed_by(ops.moe_experts, binding, (weights["gate_up"], weights["down"]))
