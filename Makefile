@@ -134,7 +134,7 @@ test-gateway: dev ## all tests of the gateway: the real SMG over clusters, both 
 		tests/integration/test_gateway_direct.py \
 		tests/unit/router/test_kv_events.py tests/unit/engine/test_grammar.py $(PYTEST_FLAGS)
 
-bench: bench-scheduler bench-router bench-modeling bench-handover bench-gateway bench-idle ## benchmarks of the parts
+bench: bench-scheduler bench-router bench-modeling bench-speculative bench-handover bench-gateway bench-idle ## benchmarks of the parts
 
 bench-scheduler: dev ## what a scheduling step costs, in C++ and seen from Python
 	@cmake -S scheduler_cpp -B build/bench -DBATON_BUILD_BENCH=ON >/dev/null && cmake --build build/bench >/dev/null
@@ -144,11 +144,16 @@ bench-scheduler: dev ## what a scheduling step costs, in C++ and seen from Pytho
 bench-router: dev ## what the router costs a token and a stream
 	@echo "== router" && $(BIN)/python bench/router/stream_cost.py
 
-bench-modeling: dev ## a step of the model beside plain torch
-	@echo "== modeling" && $(BIN)/python bench/modeling/step_time.py $(TRAINED)
+bench-modeling: dev ## a step of the model, eager beside compiled
+	@echo "== modeling" && $(BIN)/python bench/modeling/step_time.py $(TRAINED) --compiled 16
 
-bench-handover: dev ## pulled pages beside raw NIXL, what hides behind prefill, a session's pages
+bench-speculative: dev ## tokens a second with guesses beside without, at the model's depth and a large one's
+	@echo "== speculation" && $(BIN)/python bench/engine/speculation.py $(TRAINED)
+	@echo "== speculation, 24 layers" && $(BIN)/python bench/engine/speculation.py $(TRAINED) --layers 24
+
+bench-handover: dev ## pulled pages beside raw NIXL and of other layouts, what hides behind prefill, a session's pages
 	@echo "== pulled pages beside raw NIXL" && $(BIN)/python bench/handover/throughput.py
+	@echo "== pages of ranks of another number" && $(BIN)/python bench/handover/layouts.py
 	@echo "== transfer behind prefill" && $(BIN)/python bench/handover/overlap.py
 	@echo "== a session of forty turns" && $(BIN)/python -m pytest -q -s -m slow tests/integration/test_session_replay.py
 

@@ -2,12 +2,15 @@
 
 python bench/handover/throughput.py [--rounds N]
 
-A pull is everything that a worker pays: lease, read, checksum of every page,
-release and verdict, through gRPC. Raw NIXL is one posted read of the same
-pages by an agent of the same settings, nothing around it. Rounds alternate raw
-and pull; printed are the medians, and the median of the rounds' ratios. A pull
-has two lanes, so its figures want a second core that is free: the load beside
-the figures says whether it was.
+A pull is everything that a worker pays from the call of `pull` to its result:
+lease, read, checksum of every page, judgement. (The release follows; with
+checksums its verdict is not waited for.) Raw NIXL is one posted read of the
+same pages by an agent of the same settings, nothing around it. A lease trip is
+one empty renewal on a lease connection: what asking the holder costs at least.
+Rounds alternate them; printed are the medians, and the median of the rounds'
+ratios. One page is read after all pages were, and others with a pause of a
+millisecond before each ("alone"). A pull has two lanes, so its figures want a
+second core that is free: the load beside the figures says whether it was.
 """
 
 import argparse
@@ -17,9 +20,11 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections import defaultdict
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 import numpy as np
 import uvloop
@@ -43,6 +48,7 @@ from baton_transfer import (
     read_with,
 )
 from baton_transfer.agent import Agent, XferState
+from baton_transfer.lease_stream import LeaseStream
 
 SHAPES = ((1000, 64 << 10), (128, 4_500_000 // 4096 * 4096))
 
@@ -90,11 +96,13 @@ async def hold(pages: int, page_bytes: int) -> None:
     exported = pb.ExportedCache(ranks=[exporter.exported])
     servicer = KvPeerServicer(Shelf(arena), me, identity(page_bytes), exported)
     server = Server("127.0.0.1:0", [(servicer, add_KvPeerServiceServicer_to_server)])
+    await servicer.open_leases("127.0.0.1")
     await server.start()
     me.address = server.address
     print(me.address, flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
     await server.stop()
+    await servicer.close_leases()
     exporter.close()
 
 
@@ -141,13 +149,17 @@ class Figures:
     def row(self) -> str:
         size = self.pages * self.page_bytes / 1e9
         middle = {name: median(times) for name, times in self.seconds.items()}
+        ones = "".join(
+            f"\n   one page{label}: raw {middle['raw' + one] * 1e6:5.0f} us, "
+            f"lease trip {middle['trip' + one] * 1e6:4.0f} us, "
+            f"pull {middle['pull' + one] * 1e6:5.0f} us, "
+            f"{self.ratio('pull' + one, 'raw' + one):4.1f} x raw (wanted: 2)"
+            for one, label in (("_one", "       "), ("_alone", ", alone"))
+        )
         return (
             f"{self.pages:5d} x {self.page_bytes / 1024:5.0f} KiB: "
             f"raw {size / middle['raw']:5.2f} GB/s, pull {size / middle['pull']:5.2f} GB/s, "
-            f"{self.ratio('raw', 'pull'):4.0%} of raw (wanted: 90%) | "
-            f"one page: raw {middle['raw_one'] * 1e6:5.0f} us, "
-            f"pull {middle['pull_one'] * 1e6:5.0f} us, "
-            f"{self.ratio('pull_one', 'raw_one'):4.1f} x raw (wanted: 2)"
+            f"{self.ratio('raw', 'pull'):4.0%} of raw (wanted: 90%){ones}"
         )
 
 
@@ -157,6 +169,13 @@ def _hashes(pages: NDArray[np.int32]) -> NDArray[np.uint8]:
     return rows
 
 
+def _one_page(
+    pairs: Iterator[tuple[np.int32, np.int32]],
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    source, target = next(pairs)
+    return np.array([source]), np.array([target])
+
+
 async def measure(address: str, pages: int, page_bytes: int, rounds: int) -> Figures:
     arena = PageArena.allocate(page_bytes=page_bytes, num_pages=pages)
     arena.pages[:] = 1  # touched: page faults are not what is measured
@@ -164,24 +183,44 @@ async def measure(address: str, pages: int, page_bytes: int, rounds: int) -> Fig
     source = pb.Peer(name="bench-holder", address=address)
     async with channel(address) as link:
         hello = pb.HandshakeRequest(reader=me, cache=identity(page_bytes))
-        memory = (await KvPeerServiceStub(link).Handshake(hello)).memory.ranks[0].groups[0]
-    raw = Raw(arena, memory)
+        hands = await KvPeerServiceStub(link).Handshake(hello)
+    leases = await LeaseStream.dial(address, hands.lease_port, hands.lease_ticket, 5.0)
+    raw = Raw(arena, hands.memory.ranks[0].groups[0])
     reader = CacheReader("bench", identity(page_bytes).groups, [arena])
     puller = Puller(me, identity(page_bytes), read_with(reader), forget=reader.forget)
     random = np.random.default_rng(1)
-    seconds: dict[str, list[float]] = {"raw": [], "pull": [], "raw_one": [], "pull_one": []}
+    seconds: dict[str, list[float]] = defaultdict(list)
+
+    async def trip() -> None:
+        await leases.ask(pb.LeaseRequest(renew=pb.RenewRequest()), 5.0)
+
+    async def pull(sources: NDArray[np.int32], targets: NDArray[np.int32]) -> None:
+        pulled = await puller.pull(source, _hashes(sources), targets)
+        if pulled.failure is not None:
+            raise RuntimeError(f"pull failed: {pulled}")
+
+    async def timed(name: str, work: Coroutine[Any, Any, None]) -> None:
+        started = time.perf_counter()
+        await work
+        seconds[name].append(time.perf_counter() - started)
+
     try:
-        await puller.pull(source, _hashes(np.arange(1, dtype=np.int32)), np.zeros(1, np.int32))
+        await pull(np.arange(1, dtype=np.int32), np.zeros(1, np.int32))
         for _ in range(rounds):
             sources, targets = (random.permutation(pages).astype(np.int32) for _ in range(2))
-            for name, count in (("", pages), ("_one", 1)):
-                seconds["raw" + name].append(raw.read(sources[:count], targets[:count]))
-                started = time.perf_counter()
-                pulled = await puller.pull(source, _hashes(sources[:count]), targets[:count])
-                seconds["pull" + name].append(time.perf_counter() - started)
-                if pulled.failure is not None:
-                    raise RuntimeError(f"pull failed: {pulled}")
+            seconds["raw"].append(raw.read(sources, targets))
+            await timed("pull", pull(sources, targets))
+            ones = iter(zip(sources, targets, strict=True))
+            for one, pause in [("_one", 0.0)] + 5 * [("_alone", 1e-3)]:
+                await asyncio.sleep(pause)
+                seconds["raw" + one].append(raw.read(*_one_page(ones)))
+                await asyncio.sleep(pause)
+                await timed("trip" + one, trip())
+                await asyncio.sleep(pause)
+                # Another page: what was just read lies in the caches.
+                await timed("pull" + one, pull(*_one_page(ones)))
     finally:
+        leases.close()
         await puller.close()
         reader.close()
         raw.close()

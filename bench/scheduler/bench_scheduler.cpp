@@ -4,6 +4,7 @@
 #include <time.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -43,9 +44,15 @@ double cpu_us() {
   return static_cast<double>(t.tv_sec) * 1e6 + static_cast<double>(t.tv_nsec) * 1e-3;
 }
 
+// The value that this share of them stays below.
+double quantile(std::vector<double> values, double share) {
+  const auto at = static_cast<std::size_t>(share * static_cast<double>(values.size() - 1));
+  std::nth_element(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(at), values.end());
+  return values[at];
+}
+
 double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
+  return quantile(std::move(values), 0.5);
 }
 
 struct Bench {
@@ -98,36 +105,74 @@ Config config(std::size_t pages, std::size_t running) {
   return c;
 }
 
-void report(const char* name, double us, double must_us, double allocs) {
-  std::printf(
-      "{\"case\": \"%s\", \"median_us\": %.2f, \"must_us\": %.0f, \"allocations_per_step\": "
-      "%.3f}\n",
-      name, us, must_us, allocs);
+// `extra`: more fields of the object.
+void report(const char* name, const std::vector<double>& us, double must_us,
+            const std::string& extra = "") {
+  std::printf("{\"case\": \"%s\", \"median_us\": %.2f, \"p90_us\": %.2f, \"must_us\": %.0f%s}\n",
+              name, median(us), quantile(us, 0.9), must_us, extra.c_str());
   std::fflush(stdout);
 }
 
+template <class... Values>
+std::string fields(const char* format, Values... values) {
+  char text[256];
+  std::snprintf(text, sizeof text, format, values...);
+  return text;
+}
+
+struct Decoded {
+  std::vector<double> us;  // of each step
+  double allocations = 0;  // a step
+  double sealed = 0;       // pages, a step
+};
+
 // `steps` steady decode steps with `running` requests of `context` tokens.
-void decode(const char* name, std::size_t running, std::size_t context, double must,
-            std::size_t steps = 300) {
-  const std::size_t pages = running * pages_for(context + 2 * steps + 400, kPage);
-  Bench bench(config(pages, running));
+Decoded decode(std::size_t running, std::size_t context, std::size_t steps) {
+  constexpr std::size_t kWarm = 2 * kPage;  // each request has sealed pages before
+  const std::size_t most = steps + kWarm + 400;
+  Bench bench(config(running * pages_for(context + kPage + most, kPage), running));
   for (std::size_t i = 0; i < running; ++i) {
-    // Staggered, so that in every step some cross a page boundary, as in life.
-    if (bench.submit(context + i % kPage, steps + 400, i) != Admission::kAccepted) std::abort();
+    // Staggered, so that in every step as many cross a page boundary, as in life.
+    if (bench.submit(context + i % kPage, most, i) != Admission::kAccepted) std::abort();
   }
   bench.run_until_decoding();
-  for (int i = 0; i < 8; ++i) bench.step();
-  std::vector<double> times;
+  for (std::size_t i = 0; i < kWarm; ++i) bench.step();
+  Decoded decoded;
+  decoded.us.reserve(steps);
   const std::size_t before = allocations;
-  times.reserve(steps);
-  const std::size_t reserved = allocations - before;
-  for (std::size_t i = 0; i < steps - 20; ++i) {
+  std::size_t deltas = 0;
+  for (std::size_t i = 0; i < steps; ++i) {
     const double start = cpu_us();
-    bench.step();
-    times.push_back(cpu_us() - start);
+    deltas += bench.step().page_deltas.size();
+    decoded.us.push_back(cpu_us() - start);
   }
-  const std::size_t made = allocations - before - reserved;
-  report(name, median(times), must, static_cast<double>(made) / static_cast<double>(steps - 20));
+  decoded.allocations = static_cast<double>(allocations - before) / static_cast<double>(steps);
+  decoded.sealed = static_cast<double>(deltas) / static_cast<double>(steps);
+  return decoded;
+}
+
+// The same decode at growing contexts. They take turns, each time with a scheduler of their own, so
+// that whatever else the machine does, and where memory happens to lie, meets all of them.
+void contexts() {
+  constexpr std::size_t kRunning = 1024, kSteps = 3 * kPage, kRounds = 9;
+  constexpr std::array<std::size_t, 4> kContexts{1, 4, 16, 128};  // Ki tokens
+  std::array<std::vector<double>, kContexts.size()> us, times;
+  std::array<Decoded, kContexts.size()> last;
+  for (std::size_t round = 0; round < kRounds; ++round) {
+    for (std::size_t i = 0; i < kContexts.size(); ++i) {
+      last[i] = decode(kRunning, kContexts[i] << 10, kSteps);
+      us[i].insert(us[i].end(), last[i].us.begin(), last[i].us.end());
+      times[i].push_back(median(last[i].us) / median(last[0].us));
+    }
+  }
+  for (std::size_t i = 0; i < kContexts.size(); ++i) {
+    report(
+        fields("decode, 1024 running, context %zu K", kContexts[i]).c_str(), us[i], 200,
+        fields(", \"times_1k\": %.3f, \"times_1k_rounds\": [%.3f, %.3f], \"must_times_1k\": 1.2, "
+               "\"allocations_per_step\": %.3f, \"new_pages_per_step\": %.2f",
+               median(times[i]), quantile(times[i], 0), quantile(times[i], 1), last[i].allocations,
+               last[i].sealed));
+  }
 }
 
 // A pool full of reusable pages; every step needs pages and must evict for them.
@@ -152,7 +197,7 @@ void evicting() {
     evicted += plan.evicted_hashes.size();
   }
   if (evicted < 1000) std::abort();
-  report("64 running, pool of 100k pages full of reusable cache, evicting", median(times), 50, 0);
+  report("64 running, pool of 100k pages full of reusable cache, evicting", times, 50);
 }
 
 // Many prompts wait that do not fit; 64 run.
@@ -172,7 +217,7 @@ void waiting() {
     bench.step();
     with.push_back(cpu_us() - start);
   }
-  report("64 running, 1000 waiting prompts that do not fit", median(with), 20, 0);
+  report("64 running, 1000 waiting prompts that do not fit", with, 20);
 }
 
 void admitting() {
@@ -197,7 +242,7 @@ void admitting() {
     if (plan.admitted_requests.size() != 64) std::abort();
     times.push_back(total);
   }
-  report("admit 64 prompts of 1 K into a full pool, in all", median(times), 5000, 0);
+  report("admit 64 prompts of 1 K into a full pool, in all", times, 5000);
 }
 
 }  // namespace
@@ -208,11 +253,8 @@ int main(int argc, char** argv) {
     return only.empty() || std::strstr(name, only.c_str());
   };
   if (wanted("decode")) {
-    decode("decode, 1024 running, context 1 K", 1024, 1 << 10, 200);
-    decode("decode, 1024 running, context 4 K", 1024, 4 << 10, 200);
-    decode("decode, 1024 running, context 16 K", 1024, 16 << 10, 200);
-    decode("decode, 1024 running, context 128 K", 1024, 128 << 10, 200);
-    decode("decode, 64 running, context 4 K", 64, 4 << 10, 50);
+    contexts();
+    report("decode, 64 running, context 4 K", decode(64, 4 << 10, 200).us, 50);
   }
   if (wanted("evicting")) evicting();
   if (wanted("waiting")) waiting();

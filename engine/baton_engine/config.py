@@ -32,6 +32,10 @@ class EngineConfig(BaseModel):
     dtype: Literal["float32", "bfloat16"] = "float32"
     # How keys, values and latents are kept: "fp8" is float8_e4m3 with a scale per token.
     kv_cache_dtype: Literal["model", "bfloat16", "fp8"] = "model"
+    # How the model's programs run. "compiled" (cpu) compiles what lies between attention, experts
+    # and collectives before the worker is ready, which takes minutes the first time; "graphs"
+    # (cuda) captures decoding steps by rows and replays them.
+    execution: Literal["eager", "compiled", "graphs"] = "eager"
     # None: one token a step. Workers that exchange pages must say the same: pages hold the drafting
     # layer's entries too.
     speculative: Speculative | None = None
@@ -87,6 +91,13 @@ class EngineConfig(BaseModel):
                 f"overlap is {self.overlap}: this engine completes a step before it plans the "
                 f"next; set overlap to 0"
             )
+        if self.execution != "eager":
+            where = {"compiled": "cpu", "graphs": "cuda"}[self.execution]
+            if not self.device.startswith(where):
+                raise ValueError(
+                    f"execution is {self.execution}, which is for device {where}, and device is "
+                    f"{self.device}; set execution to eager"
+                )
         if self.max_step_tokens < self.max_running:
             raise ValueError(
                 f"max_step_tokens is {self.max_step_tokens}, less than max_running "

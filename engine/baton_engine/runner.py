@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from baton_engine.batch import StepInput, forward_batch
 from baton_engine.config import EngineConfig
 from baton_engine.groups import group_pages, state_group
 from baton_engine.guessing import DraftOrder, Guesser
+from baton_engine.memory import cache_bytes, free_bytes, refuse_overcommit
 from baton_engine.page_table import PageTable
 from baton_engine.speculation import refuse_speculation
 from baton_modeling import Communicator, Mesh, Options, load_model, tensor_parallel_mesh
@@ -77,17 +78,41 @@ class ModelRunner:
             options=_options(config),
         )
         layout = self._model.cache_layout
-        self.arena = KvArena(layout, group_pages(layout, config), config.page_size, self._device)
         self._stateful = state_group(layout) is not None
-        self._model.bind_cache(self.arena.tensors)
         pages_per_slot = -(-resolve_max_context(config) // config.page_size)
+        self._pages_per_slot = pages_per_slot
         self._table = PageTable(config.max_running, pages_per_slot)
+        # Tokens of a step that decodes every row it may, guesses included.
+        self._decoding_tokens = config.max_running * (1 + config.draft_tokens)
         drafter = self._model.drafter
         self._guesser = (
             None
             if drafter is None
             else Guesser(drafter, self._table, self._page_size, self._device, config.draft_tokens)
         )
+        pages = group_pages(layout, config)
+        if config.execution == "graphs":
+            self._refuse_overcommit(pages)
+        self.arena = self._cache_of(pages)
+
+    def _cache_of(self, pages: Mapping[str, int]) -> KvArena:
+        """A new cache for the model, so many pages of each group."""
+        arena = KvArena(self._model.cache_layout, pages, self._page_size, self._device)
+        self._model.bind_cache(arena.tensors)
+        return arena
+
+    def _refuse_overcommit(self, pages: Mapping[str, int]) -> None:
+        """Measure what captured steps take, on a cache of one page, before the real one is made.
+
+        ValueError when the two do not fit beside the weights.
+        """
+        self.arena = self._cache_of(dict.fromkeys(pages, 1))
+        self.warm_up()
+        graphs = self._model.execution_bytes
+        self.arena = self._cache_of(dict.fromkeys(pages, 1))  # drops them again
+        layout = self._model.cache_layout
+        wanted = cache_bytes(layout, pages, self._page_size)
+        refuse_overcommit(wanted, graphs, free_bytes(self._device))
 
     @property
     def fingerprint(self) -> str:
@@ -118,7 +143,9 @@ class ModelRunner:
         """Guesses [W, k] at what follows the step that ran last, once its outcome is known."""
         if self._guesser is None:
             raise RuntimeError("this engine was not told to draft (config: speculative)")
-        return self._guesser.guess(order)
+        guesses = self._guesser.guess(order)
+        self.finish()  # what the layer wrote may be leased now, also where no guess was wanted
+        return guesses
 
     def finish(self) -> None:
         """Return when what the last step wrote is in memory."""
@@ -158,6 +185,7 @@ class ModelRunner:
         )
         self._draft_warm(1)
         self._table.apply(np.zeros(1, np.int32), none.reshape(0, 3))
+        self._model.prepare(self._decoding_tokens, self._pages_per_slot)
 
     def _draft_warm(self, kept: int) -> None:
         if self._guesser is not None:
@@ -168,6 +196,7 @@ def _options(config: EngineConfig) -> Options:
     return Options(
         costs=CostTable() if config.cost_table is None else load_costs(config.cost_table),
         cache_dtype=_CACHE_DTYPES[config.kv_cache_dtype],
+        execution=config.execution,
         draft=config.speculative is not None,
     )
 

@@ -33,6 +33,7 @@ class Band(IntEnum):
     """Priority bands: among implementations whose requirements are met the highest wins."""
 
     REFERENCE = 0  # always runs, defines the result
+    STATIC = 50  # anywhere, at a price: work by shapes alone, for captured steps
     PORTABLE = 100  # faster, anywhere the device type is right
     TUNED = 200  # written for a generation of hardware
     PLUGIN = 300  # installed on purpose by the operator of this machine
@@ -44,12 +45,14 @@ class Site:
 
     shape: sizes by name as the operator documents them (``heads``, ``hidden``, ...).
     capability: CUDA compute capability, None on other devices.
+    captured: what runs here is captured once and replayed, so it must not look at values.
     """
 
     device: str
     dtype: torch.dtype
     shape: Mapping[str, int] = field(default_factory=dict)
     capability: tuple[int, int] | None = None
+    captured: bool = False
 
     @staticmethod
     def on(device: str | torch.device, dtype: torch.dtype, **shape: int) -> Site:
@@ -121,12 +124,22 @@ def _dotted(capability: tuple[int, int]) -> str:
 
 @dataclass(frozen=True)
 class Implementation(Generic[P, R]):
-    """One way to compute an operator."""
+    """One way to compute an operator.
+
+    reads_host: looks at values of its inputs on the host (a loop over the rows' contexts), so that
+        it can neither be traced for a compiler nor captured in a CUDA graph.
+    """
 
     name: str
     function: Callable[P, R]
     band: Band
     requirements: Requirements
+    reads_host: bool = False
+
+    def unmet(self, site: Site) -> list[str]:
+        """Every reason why it cannot serve ``site``."""
+        looks = ["reads values on the host, which a captured step cannot"]
+        return self.requirements.unmet(site) + looks * (site.captured and self.reads_host)
 
 
 @dataclass(frozen=True)
@@ -143,13 +156,17 @@ class Verdict:
 class Operator(Generic[P, R]):
     """A typed operator. Calling it selects by the first tensor argument; ``bind`` selects once."""
 
-    def __init__(self, reference: Callable[P, R], name: str | None = None) -> None:
+    def __init__(
+        self, reference: Callable[P, R], name: str | None = None, *, reads_host: bool = False
+    ) -> None:
         self.name = name or reference.__name__
         self.reference = reference
         self.__doc__ = reference.__doc__
         self._generator: Callable[..., tuple[tuple[object, ...], dict[str, object]]] | None = None
         self._table: dict[str, Implementation[P, R]] = {
-            "reference": Implementation("reference", reference, Band.REFERENCE, Requirements())
+            "reference": Implementation(
+                "reference", reference, Band.REFERENCE, Requirements(), reads_host
+            )
         }
 
     def __repr__(self) -> str:
@@ -160,14 +177,20 @@ class Operator(Generic[P, R]):
         return self._table
 
     def register(
-        self, name: str, *, band: Band, requirements: Requirements | None = None
+        self,
+        name: str,
+        *,
+        band: Band,
+        requirements: Requirements | None = None,
+        reads_host: bool = False,
     ) -> Callable[[Callable[P, R]], Callable[P, R]]:
         """Decorator that adds an implementation; its name must be new."""
 
         def add(function: Callable[P, R]) -> Callable[P, R]:
             if name in self._table:
                 raise KernelError(f"operator {self.name} already has an implementation {name!r}")
-            self._table[name] = Implementation(name, function, band, requirements or Requirements())
+            needs = requirements or Requirements()
+            self._table[name] = Implementation(name, function, band, needs, reads_host)
             return function
 
         return add
@@ -184,13 +207,17 @@ class Operator(Generic[P, R]):
                 f"it has {', '.join(self._table)}"
             )
         ranked = sorted(self._table.values(), key=lambda each: -each.band)
-        refused = {each.name: each.requirements.unmet(site) for each in ranked}
+        refused = {each.name: each.unmet(site) for each in ranked}
         if wanted is not None and refused[wanted]:
             raise KernelError(
                 f"{self.name}={wanted} was asked for but cannot run here: "
                 f"{'; '.join(refused[wanted])}"
             )
-        chosen = wanted or next(each.name for each in ranked if not refused[each.name])
+        able = [each.name for each in ranked if not refused[each.name]]
+        if not able:
+            reasons = "; ".join(f"{name}: {', '.join(why)}" for name, why in refused.items())
+            raise KernelError(f"no implementation of {self.name} can run here: {reasons}")
+        chosen = wanted or able[0]
         why = "asked for" if wanted else "highest band that can run here"
         return [
             Verdict(

@@ -22,8 +22,12 @@ class StateRows:
     without tokens neither reads nor writes.
     """
 
-    def __init__(self, query_starts: Tensor, reads: Tensor, writes: Tensor) -> None:
+    def __init__(
+        self, query_starts: Tensor, reads: Tensor, writes: Tensor, *, one_each: bool = False
+    ) -> None:
+        """one_each: every row is known to have one token, so nothing has to be looked up."""
         self.query_starts = query_starts
+        self.one_each = one_each
         self.reads = reads
         self.writes = writes
 
@@ -50,14 +54,17 @@ class StateRows:
     def _live_rows(self) -> Tensor:
         return torch.tensor(self.live, dtype=torch.int64, device=self.reads.device)
 
+    def _of_live(self, slots: Tensor) -> Tensor:
+        return slots.long() if self.one_each else slots[self._live_rows].long()
+
     @cached_property
     def targets(self) -> Tensor:
         """The write slots of the live rows, int64."""
-        return self.writes[self._live_rows].long()
+        return self._of_live(self.writes)
 
     @cached_property
     def _sources(self) -> tuple[Tensor, Tensor]:
-        slots = self.reads[self._live_rows].long()
+        slots = self._of_live(self.reads)
         return slots.clamp(min=0), slots < 0
 
     def gather(self, state: Tensor) -> Tensor:

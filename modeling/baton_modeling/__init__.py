@@ -5,6 +5,7 @@ from baton_modeling.cache import CacheGroup, CacheLayout, GroupKind, HeadBlock
 from baton_modeling.checkpoint import Progress
 from baton_modeling.communicators import Communicator, CountingComm, GlooComm, SingleComm
 from baton_modeling.compiler.explain import Explanation
+from baton_modeling.compiler.inductor import ExecutionError
 from baton_modeling.compiler.operations import CompileError
 from baton_modeling.compiler.verify import ReplicaMismatch
 from baton_modeling.description import (
@@ -29,6 +30,7 @@ __all__ = [
     "CompiledDrafter",
     "CompiledModel",
     "CountingComm",
+    "ExecutionError",
     "Explanation",
     "ForwardBatch",
     "GlooComm",

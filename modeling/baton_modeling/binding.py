@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import ParamSpec, TypeVar
 
@@ -41,7 +41,10 @@ class CacheView:
 
 @dataclass
 class Binding:
-    """Everything ``Module.bind`` may need on this rank. cache_dtype: None is the model's."""
+    """Everything ``Module.bind`` may need on this rank.
+
+    cache_dtype: None is the model's. captures: steps that only decode are captured and replayed.
+    """
 
     device: torch.device
     dtype: torch.dtype
@@ -49,16 +52,29 @@ class Binding:
     page_size: int
     overrides: Mapping[str, str] = field(default_factory=dict)
     cache_dtype: torch.dtype | None = None
+    captures: bool = False
     caches: list[CacheView] = field(default_factory=list)
     choices: dict[tuple[str, str], Verdict] = field(default_factory=dict)
+    # Whether what was bound since it was last cleared looks at values on the host.
+    reads_host: bool = False
 
     def operator(
         self, operator: Operator[P, R], dtype: torch.dtype | None = None, **shape: int
     ) -> Callable[P, R]:
         """The implementation of ``operator`` for this device, and a note of the choice."""
+        return self._bound(operator, Site.on(self.device, dtype or self.dtype, **shape))
+
+    def decoding(
+        self, operator: Operator[P, R], dtype: torch.dtype | None = None, **shape: int
+    ) -> Callable[P, R]:
+        """As ``operator``, for steps that only decode: it may be captured."""
         site = Site.on(self.device, dtype or self.dtype, **shape)
+        return self._bound(operator, replace(site, captured=self.captures))
+
+    def _bound(self, operator: Operator[P, R], site: Site) -> Callable[P, R]:
         chosen = next(v for v in operator.explain(site, self.overrides) if v.chosen)
         self.choices[operator.name, chosen.implementation] = chosen
+        self.reads_host |= operator.implementations[chosen.implementation].reads_host
         return operator.bind(site, self.overrides)
 
     @property
@@ -95,8 +111,10 @@ class Binding:
 class Step:
     """One forward step as bound modules see it: the batch, and what layers share."""
 
-    def __init__(self, batch: ForwardBatch, page_size: int) -> None:
+    def __init__(self, batch: ForwardBatch, page_size: int, *, captured: bool = False) -> None:
+        """captured: nothing may look at values, now that the step is recorded to be replayed."""
         self.batch = batch
+        self.captured = captured
         self.page_size = page_size
         self.decode_rows = batch.decode_rows
         # [T, hidden], for a drafting layer: what the model kept, or what the drafter is given.
@@ -139,7 +157,8 @@ class Step:
     def decode_states(self) -> StateRows:
         """The states of the rows with one token each."""
         n, states = self.decode_rows, self._states
-        return StateRows(self.batch.query_starts[: n + 1], states.reads[:n], states.writes[:n])
+        starts = self.batch.query_starts[: n + 1]
+        return StateRows(starts, states.reads[:n], states.writes[:n], one_each=True)
 
     @cached_property
     def prefill_states(self) -> StateRows:
@@ -165,6 +184,8 @@ class Step:
     def selects_all(self) -> bool:
         """Whether logit_rows is 0..T-1, as in a step that only decodes."""
         rows, tokens = self.batch.logit_rows, self.batch.token_ids.shape[0]
+        if self.captured:
+            return False
         return rows.shape[0] == tokens and bool(
             torch.equal(rows, torch.arange(tokens, device=rows.device))
         )

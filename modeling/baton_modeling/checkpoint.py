@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from torch import Tensor
 from baton_modeling.description import CheckpointError, weight_files
 from baton_modeling.mesh import Mesh
 from baton_modeling.weights import Source, Weight
+
+log = logging.getLogger(__name__)
 
 # Called after every tensor read: its name, and the part of this rank's reading that is done.
 Progress = Callable[[str, float], None]
@@ -147,14 +150,20 @@ class CheckpointReader:
         known = [re.compile(pattern) for pattern in skipped]
         if self.block is not None:
             declared = declared | {f"{name}{SCALE_SUFFIX}" for name in declared}
-        unread = sorted(
-            name
-            for name in self._home
-            if name not in declared and not any(p.fullmatch(name) for p in known)
-        )
+        others = [name for name in self._home if name not in declared]
+        unread = sorted(name for name in others if not any(p.fullmatch(name) for p in known))
         if unread:
             shown = ", ".join(unread[:4]) + (f" and {len(unread) - 4} more" if unread[4:] else "")
             raise CheckpointError(
                 f"{self.checkpoint} holds tensors that this family does not use: {shown}; "
                 "ignoring them would give wrong output"
+            )
+        if others:
+            roots = sorted({name.split(".", 1)[0] for name in others})
+            log.info(
+                "%s: %d tensors are of no use to this text model as it is loaded and stay unread; "
+                "they are in %s",
+                self.checkpoint,
+                len(others),
+                ", ".join(roots),
             )

@@ -133,6 +133,8 @@ def read_model_description(checkpoint: str | Path) -> ModelDescription:
     # Vision-language wrappers keep the language model's config one level down.
     text = whole.get("text_config")
     config: dict[str, Any] = {**whole, **text} if isinstance(text, dict) else whole
+    if "tie_word_embeddings" in whole:  # the output head is the wrapper's
+        config["tie_word_embeddings"] = whole["tie_word_embeddings"]
     # The wrapper's own type: its weights have other names than the language model's alone.
     family = whole.get("model_type")
     if not isinstance(family, str):

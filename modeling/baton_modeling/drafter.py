@@ -7,9 +7,9 @@ from torch import Tensor
 
 from baton_modeling.batch import ForwardBatch
 from baton_modeling.binding import Binding, Step
-from baton_modeling.compiler.emit import Program
 from baton_modeling.compiler.explain import Explanation, explain
 from baton_modeling.compiler.operations import Lowered
+from baton_modeling.execution import Executable
 
 
 class CompiledDrafter:
@@ -19,7 +19,7 @@ class CompiledDrafter:
     reuses the model's pages moves and reuses the drafter's.
     """
 
-    def __init__(self, program: Program, lowered: Lowered, binding: Binding) -> None:
+    def __init__(self, program: Executable, lowered: Lowered, binding: Binding) -> None:
         self._program = program
         self._lowered = lowered
         self._binding = binding
@@ -36,6 +36,19 @@ class CompiledDrafter:
         step.hidden = hidden
         logits = self._program.run(step)
         return logits, kept(step)
+
+    def prepare(self, rows: int, pages: int) -> None:
+        """As ``CompiledModel.prepare``."""
+        self._program.prepare(rows, pages)
+
+    def forget(self) -> None:
+        """Drop what was prepared on the cache that another one replaces."""
+        self._program.forget()
+
+    @property
+    def bytes(self) -> int:
+        """Device memory that execution holds between steps."""
+        return self._program.bytes
 
     def explain(self) -> Explanation:
         """The program, as ``CompiledModel.explain``."""

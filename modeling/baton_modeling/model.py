@@ -17,7 +17,7 @@ from baton_modeling.cache import CacheLayout
 from baton_modeling.checkpoint import CheckpointReader, Progress
 from baton_modeling.communicators import Communicator, SingleComm
 from baton_modeling.compiler.costs import CostTable
-from baton_modeling.compiler.emit import Program, emit
+from baton_modeling.compiler.emit import emit
 from baton_modeling.compiler.explain import Explanation, explain
 from baton_modeling.compiler.lower import lower
 from baton_modeling.compiler.operations import Lowered
@@ -25,6 +25,7 @@ from baton_modeling.compiler.rewrite import RULES
 from baton_modeling.compiler.verify import checker
 from baton_modeling.description import CheckpointError, ModelDescription, read_model_description
 from baton_modeling.drafter import CompiledDrafter, kept
+from baton_modeling.execution import Executable, Execution, executable
 from baton_modeling.families import family_of
 from baton_modeling.families.family import FamilyModel
 from baton_modeling.graph import Graph
@@ -40,6 +41,8 @@ class Options:
         token), bfloat16, or None for the model's. Recurrent states stay as they are.
     kernels: implementation by operator; the variable BATON_KERNELS adds to it.
     draft: load the multi-token-prediction layer too; its entries are one more layer of the cache.
+    execution: how programs run: "eager"; or once ``CompiledModel.prepare`` was called, "compiled",
+        or "graphs", which replays decoding steps (without CUDA it calls them, for tests).
     """
 
     costs: CostTable = field(default_factory=CostTable)
@@ -47,6 +50,7 @@ class Options:
     cache_dtype: torch.dtype | None = None
     kernels: Mapping[str, str] | None = None
     draft: bool = False
+    execution: Execution = "eager"
 
 
 class CompiledModel:
@@ -56,7 +60,7 @@ class CompiledModel:
         self,
         config: ModelDescription,
         cache_layout: CacheLayout,
-        program: Program,
+        program: Executable,
         lowered: Lowered,
         binding: Binding,
         fingerprint: str,
@@ -82,6 +86,7 @@ class CompiledModel:
     def bind_cache(self, arenas: Mapping[str, Tensor]) -> None:
         """Use these arenas, one per cache group: [num_pages, layers, entries, entry_width].
 
+        What ``prepare`` captured on other arenas is dropped.
         ValueError names the group whose arena is missing or of another shape or dtype.
         """
         for group in self.cache_layout.groups:
@@ -97,10 +102,31 @@ class CompiledModel:
                 )
         for view in self._binding.caches:
             view.attach(arenas[view.group])
+        self._program.forget()
+        if self.drafter is not None:
+            self.drafter.forget()
+
+    def prepare(self, rows: int, pages: int) -> None:
+        """Make ready for decoding up to ``rows`` rows of up to ``pages`` pages, the drafter too.
+
+        Call it after first steps and before serving; again when another cache was bound. It may
+        compile, which takes a while, and write to page 0 and slot 0 of the cache.
+        """
+        self._program.prepare(rows, pages)
+        if self.drafter is not None:
+            self.drafter.prepare(rows, pages)
+
+    @property
+    def execution_bytes(self) -> int:
+        """Device memory that execution holds between steps, beside weights and cache."""
+        return self._program.bytes + (0 if self.drafter is None else self.drafter.bytes)
 
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch) -> Tensor:
-        """Run one step: writes the cache, gives float32 logits [L, vocab], equal on all ranks."""
+        """Run one step: writes the cache, gives float32 logits [L, vocab], equal on all ranks.
+
+        With graphs the logits are valid until the next step.
+        """
         return self._program.run(Step(batch, self.page_size))
 
     @torch.inference_mode()
@@ -189,7 +215,8 @@ def load_model(
     family = build_family(description, cache_dtype)
     graph, draft, layout, skipped = _chosen(family, description, options)
     graphs = [graph] if draft is None else [graph, draft]
-    binding = Binding(torch.device(device), dtype, mesh, page_size, kernels, cache_dtype)
+    captures = options.execution == "graphs"
+    binding = Binding(torch.device(device), dtype, mesh, page_size, kernels, cache_dtype, captures)
     with CheckpointReader(description.path, progress, family.block) as reader:
         declared = {
             name
@@ -201,7 +228,7 @@ def load_model(
         reader.expected = len(declared)
         reader.refuse_unread(skipped, declared)
 
-        def compiled(graph: Graph) -> tuple[Program, Lowered]:
+        def compiled(graph: Graph) -> tuple[Executable, Lowered]:
             lowered = compile_graph(graph, mesh, dtype.itemsize, options.costs)
             program = emit(
                 lowered,
@@ -213,7 +240,7 @@ def load_model(
                 },
                 checker(lowered, peers) if options.verify else None,
             )
-            return program, lowered
+            return executable(program, options.execution, binding), lowered
 
         program, lowered = compiled(graph)
         drafter = None if draft is None else CompiledDrafter(*compiled(draft), binding)

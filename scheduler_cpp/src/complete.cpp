@@ -68,6 +68,7 @@ std::variant<const Completion*, Refusal> Scheduler::complete(
   const Step spent = std::move(step);
   if (plan.rows.empty()) return &completion_;
 
+  name_full_pages(steps_.oldest());
   std::size_t sample = 0;
   for (RowClaim& claim : steps_.oldest().rows) {
     const bool samples = claim.samples();
@@ -206,6 +207,22 @@ void Scheduler::forget(const SealedPage& page) {
 }
 
 // ---------------------------------------------------------------- sealing
+
+// Where a page's tokens, its name and the index's entry for it lie is far apart, and the more so
+// the longer the contexts. So all pages that this step fills are looked up together, before the
+// first one is sealed: memory answers them at the same time, not one by one.
+void Scheduler::name_full_pages(const Flight& flight) {
+  const auto for_each = [&flight](auto&& act) {
+    for (const std::uint32_t row : flight.filling) {
+      const State& state = flight.rows[row].record().state;
+      const auto* decoding = std::get_if<Decoding>(&state);
+      if (decoding && decoding->fills_page(0)) act(*decoding);
+    }
+  };
+  for_each([](const Decoding& decoding) { decoding.prefetch_naming(); });
+  for_each([](const Decoding& decoding) { (void)decoding.name_next(); });
+  for_each([](const Decoding& decoding) { decoding.prefetch_seal(); });
+}
 
 template <class S>
 void Scheduler::seal_full_pages(Record& record) {

@@ -90,6 +90,7 @@ Scheduler::Scheduler(const Config& config)
   for (Flight& flight : steps_.all()) {
     flight.plan.reserve(config.max_running, config.max_step_tokens, groups - 1);
     flight.rows.reserve(config.max_running);
+    flight.filling.reserve(config.max_running);
   }
   completion_.reserve(config.max_running, most_sealed);
   running_.reserve(config.max_running);

@@ -173,6 +173,9 @@ void Scheduler::add_decode_row(Record& record, std::size_t drafted) {
   for (const Token guess : decoding.draft().first(drafted)) next_.token_ids.push_back(guess);
   ++next_.sampling_rows;
   if (snapshot_interval_) add_state_row(decoding.sides(), decoding.computed(), 1, !record.claims());
+  if (decoding.fills_page(record.pending_tokens())) {
+    flight_->filling.push_back(static_cast<std::uint32_t>(flight_->rows.size()));
+  }
   flight_->rows.emplace_back(record, tokens, true, drafted);
   budget_ -= 1 + drafted;
 }

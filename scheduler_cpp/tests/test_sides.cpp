@@ -1,22 +1,15 @@
 // The groups beside full attention: what a window gives back, what a hit needs, what a snapshot is.
-#include <numeric>
 #include <vector>
 
 #include "baton/scheduler.h"
 #include "check.h"
-#include "setups.h"
+#include "fixture.h"
 
 using namespace baton;
+using test::counting;
+using test::kKey;
 
 namespace {
-
-constexpr SipKey kKey{1, 2};
-
-std::vector<Token> counting(std::size_t n, Token from = 0) {
-  std::vector<Token> tokens(n);
-  std::iota(tokens.begin(), tokens.end(), from);
-  return tokens;
-}
 
 // Pages of 4 tokens, chunks of 8.
 struct Fixture {

@@ -1,4 +1,4 @@
-"""A holder behind a cable: it is cut under a read, between reads, and slow."""
+"""A holder behind a cable: it is cut under a read, also briefly, between reads, and slow."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .partition_scenes import SKIPPED
 pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(180)]
 
 
-@pytest.mark.parametrize("scene", ["under", "between", "slow"])
+@pytest.mark.parametrize("scene", ["under", "briefly", "between", "slow"])
 def test_a_cable(scene: str) -> None:
     """See partition_scenes."""
     if reason := why_not():

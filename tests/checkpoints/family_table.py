@@ -49,6 +49,7 @@ QUANTISATIONS: dict[str, dict[str, Any]] = {
 # Model types whose configs are those of another: the wrapper of a text model, a second name.
 SAME_AS = {
     "kimi_k2": "deepseek_v3",
+    "kimi_k25": "deepseek_v3",
     "qwen3_5": "qwen3_5_text",
     "qwen3_5_moe": "qwen3_5_moe_text",
 }

@@ -143,8 +143,12 @@ def _draw(key: str, tensor: Any, seed: str, tied: bool) -> Any:
     if leaf == "e_score_correction_bias":
         return noise * 0.1
     if "embed_tokens" in key:
-        # A tied output matrix with unit rows would make every token its own successor.
-        return noise * (2.0 / math.sqrt(tensor.shape[-1]) if tied else 1.0)
+        return noise
+    if tied and key == "model.norm.weight":
+        # With the embedding as output matrix every token would be its own successor, but for the
+        # signs. A small embedding would do too, and leave a residual stream that rounding shakes.
+        signed = noise.sign() * (1 + 0.1 * noise) * 4.0 / math.sqrt(tensor.shape[-1])
+        return signed + (tensor.detach().float() - 1)
     if "lm_head" in key:
         return noise * 4.0 / math.sqrt(tensor.shape[-1])
     if tensor.dim() >= 2:

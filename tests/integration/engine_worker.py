@@ -81,21 +81,26 @@ class EngineWorker:
         self.told: list[float] = []  # when each of them was, by time.monotonic
         self.peer = Peer()
         self._server: Server | None = None
+        self._servicer: KvPeerServicer | None = None
 
     async def start(self) -> None:
         await self.engine.load()
         about = self.engine.description
         me = Peer(name=self.engine.name, epoch=self.engine.epoch)
-        servicer = KvPeerServicer(self.engine.holder, me, about.identity, self.engine.exported)
+        servicer = self._servicer = KvPeerServicer(
+            self.engine.holder, me, about.identity, self.engine.exported
+        )
         self._server = Server("127.0.0.1:0", [(servicer, add_KvPeerServiceServicer_to_server)])
+        await servicer.open_leases("127.0.0.1")
         await self._server.start()
         me.address = self._server.address
         self.peer = self.engine.start(me.address, self._told)
 
     async def stop(self) -> None:
         await self.engine.stop()
-        if self._server is not None:
+        if self._server is not None and self._servicer is not None:
             await self._server.stop()
+            await self._servicer.close_leases()
 
     def _told(self, events: StepEvents) -> None:
         self.steps.append(events)

@@ -126,11 +126,12 @@ async def test_a_cancelled_pull_returns_only_when_nothing_writes_any_more() -> N
             assert again.failure is None
 
 
+@pytest.mark.parametrize("checksums", [True, False])
 async def test_a_lease_that_cannot_be_renewed_stops_the_read(
-    monkeypatch: pytest.MonkeyPatch,
+    checksums: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("UCX_TLS", "tcp")
-    options = {"ttl_cap_ms": 50, "renewable": False, "transport": "tcp"}
+    options = {"ttl_cap_ms": 50, "renewable": False, "transport": "tcp", "checksums": checksums}
     with holder(page_bytes=PAGE, pages=PAGES, **options) as peer:
         settings = PullSettings(ttl_ms=400)
         async with reading(page_bytes=PAGE, pages=PAGES, settings=settings) as mine:
@@ -139,7 +140,13 @@ async def test_a_lease_that_cannot_be_renewed_stops_the_read(
                 pulled = await mine.puller.pull(peer.peer, hashes(1, PAGES), targets)
                 if pulled.failure is not None:
                     break
-            assert (pulled.arrived, pulled.failure) == (0, PullFailure.EXPIRED), pulled
+            if not checksums:
+                assert (pulled.arrived, pulled.failure) == (0, PullFailure.EXPIRED), pulled
+                return
+            # What had come by then proves itself.
+            assert pulled.failure is PullFailure.READ, pulled
+            assert pulled.read_failure is ReadFailure.STOPPED
+            check_pages(mine.arena, targets[: pulled.arrived], 1)
 
 
 async def test_a_reader_that_closes_ends_its_reads() -> None:
@@ -183,3 +190,47 @@ def _changed(memory: pb.ExportedCache, **fields: object) -> bytes:
     for name, value in fields.items():
         setattr(changed.ranks[0].groups[0], name, value)
     return changed.SerializeToString()
+
+
+async def test_reads_of_one_page_by_many_callers_at_once_end_each_by_itself() -> None:
+    """Small reads are done by who asks, unless the lanes are taken: both ways at once here."""
+    with holder() as peer:
+        async with reading() as mine:
+            memory = await memory_of(peer.peer, 65536)
+
+            def read_some(first: int) -> None:
+                for i in range(first, 64, 8):
+                    outcome = read(mine, memory, [63 - i], [i])
+                    assert (outcome.arrived, outcome.failure) == (1, None), outcome
+
+            await asyncio.gather(*(asyncio.to_thread(read_some, first) for first in range(8)))
+            check_pages(mine.arena, np.arange(64), 1)
+
+
+async def test_a_small_read_of_a_dead_holder_fences_away_from_its_caller() -> None:
+    with holder() as peer:
+        async with reading() as mine:
+            targets = np.zeros(1, np.int32)
+            memory = await memory_of(peer.peer, 65536)
+            for _ in range(2):  # the second by the caller
+                warm = await asyncio.to_thread(read, mine, memory, [0], [0])
+                assert warm.failure is None
+            peer.signal(signal.SIGKILL)
+            peer.process.wait()
+            dead = await asyncio.wait_for(
+                asyncio.wrap_future(mine.reader.submit(memory, 0, [0], targets)), 10
+            )
+            assert dead.failure is ReadFailure.DISCONNECTED, dead
+            # The lanes are free again, and can be used for the next attempt.
+            again = mine.reader.submit(memory, 0, [0], targets, seconds=1.0)
+            assert (await asyncio.wait_for(asyncio.wrap_future(again), 10)).failure
+
+
+async def test_a_holder_that_died_before_the_first_read_is_disconnected_not_unreadable() -> None:
+    with holder() as peer:
+        memory = await memory_of(peer.peer, 65536)
+        peer.signal(signal.SIGKILL)
+        peer.process.wait()
+        async with reading() as mine:
+            dead = await asyncio.to_thread(read, mine, memory, [0], [0])
+            assert dead.failure is ReadFailure.DISCONNECTED, dead

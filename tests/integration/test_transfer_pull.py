@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 
 from baton.v1 import kv_pb2 as pb
+from baton.v1.kv_pb2_grpc import KvPeerServiceStub
+from baton_rpc import Refusal, channel
 from baton_transfer import HolderLost, PullFailure, PullSettings, ReadFailure
+from baton_transfer.lease_stream import LeaseStream, Unreachable
 
-from .transfer_holder import hashes
+from .transfer_holder import hashes, identity
 from .transfer_rig import check_pages, holder, reading
 
 
@@ -67,12 +70,67 @@ async def test_a_page_that_differs_from_its_checksum_is_rejected_with_what_follo
             check_pages(mine.arena, targets[:5], 1)
 
 
-async def test_an_expired_lease_discards_what_was_read() -> None:
+async def test_an_expired_lease_discards_what_no_checksum_proves() -> None:
     # The lease is over before it could be released: the holder may have reused the pages.
-    with holder(ttl_cap_ms=0) as peer:
+    with holder(ttl_cap_ms=0, checksums=False) as peer:
         async with reading() as mine:
             pulled = await mine.puller.pull(peer.peer, hashes(1, 4), scattered(4))
             assert (pulled.arrived, pulled.failure) == (0, PullFailure.EXPIRED)
+
+
+async def test_pages_that_prove_themselves_need_no_verdict_and_its_answer_is_counted() -> None:
+    with holder(ttl_cap_ms=0) as peer:
+        async with reading() as mine:
+            targets = scattered(4)
+            pulled = await mine.puller.pull(peer.peer, hashes(1, 4), targets)
+            assert (pulled.arrived, pulled.failure) == (4, None)
+            check_pages(mine.arena, targets, 1)
+            await mine.puller.released()
+            assert mine.puller.outlived == 1
+
+
+async def test_who_has_no_ticket_is_not_answered() -> None:
+    with holder() as peer:
+        async with channel(peer.peer.address) as link:
+            hello = pb.HandshakeRequest(reader=pb.Peer(name="r"), cache=identity(65536))
+            hands = await KvPeerServiceStub(link).Handshake(hello)
+        epoch = peer.peer.epoch
+        acquire = pb.AcquireRequest(reader="r", epoch=epoch, page_hashes=bytes(16), ttl_ms=1000)
+        for ticket, answered in ((bytes(16), False), (hands.lease_ticket, True)):
+            stream = await LeaseStream.dial(peer.peer.address, hands.lease_port, ticket, 5.0)
+            asking = stream.ask(pb.LeaseRequest(acquire=acquire), 5.0)
+            if answered:
+                assert (await asking).acquire.lease_id == 0
+            else:
+                with pytest.raises(Unreachable, match="ended"):
+                    await asking
+            stream.close()
+
+
+async def test_a_refusal_of_one_request_leaves_the_connection_to_the_others() -> None:
+    with holder() as peer:
+        async with channel(peer.peer.address) as link:
+            hello = pb.HandshakeRequest(reader=pb.Peer(name="r"), cache=identity(65536))
+            hands = await KvPeerServiceStub(link).Handshake(hello)
+        port, ticket = hands.lease_port, hands.lease_ticket
+        stream = await LeaseStream.dial(peer.peer.address, port, ticket, 5.0)
+        stale = pb.AcquireRequest(reader="r", epoch=7, page_hashes=bytes(16))
+        cut = pb.AcquireRequest(reader="r", epoch=peer.peer.epoch, page_hashes=bytes(15))
+        right = pb.AcquireRequest(reader="r", epoch=peer.peer.epoch, page_hashes=bytes(16))
+        told = await asyncio.gather(
+            *(stream.ask(pb.LeaseRequest(acquire=what), 5.0) for what in (stale, cut, right)),
+            stream.ask(pb.LeaseRequest(), 5.0),
+            return_exceptions=True,
+        )
+        names = [e.reason_name if isinstance(e, Refusal) else None for e in told]
+        assert names == [
+            "ERROR_REASON_STALE_EPOCH",
+            "ERROR_REASON_MALFORMED_MESSAGE",
+            None,
+            "ERROR_REASON_MISSING_FIELD",
+        ]
+        assert told[0].metadata == {"epoch": str(peer.peer.epoch)}
+        stream.close()
 
 
 async def test_without_checksums_the_verdict_is_enough() -> None:

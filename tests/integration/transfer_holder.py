@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from baton.v1 import kv_pb2 as pb
 from baton.v1.kv_pb2_grpc import add_KvPeerServiceServicer_to_server
-from baton_rpc import Server
+from baton_rpc import Server, host_of
 from baton_transfer import (
     Exporter,
     KvPeerServicer,
@@ -134,14 +134,15 @@ async def hold(options: dict[str, object]) -> None:
     cache = identity(page_bytes, str(options.get("fingerprint", "model")))
     exported = pb.ExportedCache(ranks=[exporter.exported])
     servicer = KvPeerServicer(Shelf(arenas, options), me, cache, exported)
-    server = Server(
-        str(options.get("listen", "127.0.0.1:0")), [(servicer, add_KvPeerServiceServicer_to_server)]
-    )
+    listen = str(options.get("listen", "127.0.0.1:0"))
+    server = Server(listen, [(servicer, add_KvPeerServiceServicer_to_server)])
+    await servicer.open_leases(host_of(listen))
     await server.start()
     me.address = server.address
     print(json.dumps({"address": me.address, "epoch": epoch, "name": name}), flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
     await server.stop()
+    await servicer.close_leases()
     exporter.close()
 
 

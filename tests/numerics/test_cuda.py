@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from baton_modeling import CompiledModel, load_model
+from baton_modeling import CompiledModel, Options, load_model
 
 from .driver import PAGE_SIZE, Driver, Row
+from .test_execution import driver_of
 from .test_parity import VARIANTS, tokens
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -46,3 +47,24 @@ def test_logits_and_greedy_tokens_are_those_of_the_cpu(checkpoint: Path) -> None
         assert worst <= TOLERANCE, f"logits differ by {worst:.2e}"
     prompt = tokens(7, 60)
     assert Driver(cuda).generate(prompt, 24, chunk=17) == Driver(cpu).generate(prompt, 24)
+
+
+def test_graphs_give_what_eager_execution_gives(checkpoint: Path) -> None:
+    """Captured on the GPU; the same runner with plain calls is tested in test_execution.py."""
+    eager, graphs = (
+        load_model(checkpoint, page_size=PAGE_SIZE, device="cuda", options=Options(execution=how))
+        for how in ("eager", "graphs")
+    )
+    out = []
+    for model in (eager, graphs):
+        driver = driver_of(model)
+        rows = [Row(tokens(50 + i, 60)) for i in range(3)]
+        logits = [driver.step([(row, 10 + i)])[0] for i, row in enumerate(rows)]
+        for count in (3, 1, 2, 3, 3):
+            logits += driver.step([(row, 1) for row in rows[:count]])
+        out.append(torch.cat([each.cpu() for each in logits]))
+    assert graphs.execution_bytes > 0
+    worst = (out[0] - out[1]).abs().max().item()
+    assert worst <= TOLERANCE, f"logits differ by {worst:.2e}"
+    prompt = tokens(7, 60)
+    assert driver_of(graphs).generate(prompt, 24) == Driver(eager).generate(prompt, 24)

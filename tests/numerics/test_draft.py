@@ -98,7 +98,9 @@ def peer(
     return Peer(make_checkpoint(request.param), tmp_path_factory.mktemp("draft"))
 
 
-def run(model: CompiledModel, prompt: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+def run(
+    model: CompiledModel, prompt: list[int], *, captured: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
     """Logits of the model and of its drafter over all but the last token, and one draft further.
 
     The prompt comes in chunks; the last draft goes on from the drafter's own hidden state.
@@ -106,6 +108,10 @@ def run(model: CompiledModel, prompt: list[int]) -> tuple[Tensor, Tensor, Tensor
     drafter = model.drafter
     assert drafter is not None
     driver, row = Driver(model), Row(prompt)
+    if captured:  # some decoding step, for the types of buffers
+        batch = driver.batch([(Row(prompt[:1]), 1)])
+        drafter.forward(batch, model.forward_hidden(batch)[1])
+        model.prepare(2, pages=16)
     own, guessed = [], []
     for count in CHUNKS:
         batch = driver.batch([(row, count)])
@@ -113,8 +119,8 @@ def run(model: CompiledModel, prompt: list[int]) -> tuple[Tensor, Tensor, Tensor
         following = prompt[row.computed + 1 : row.computed + count + 1]
         drafts = dataclasses.replace(batch, token_ids=torch.tensor(following))
         guesses, last = drafter.forward(drafts, hidden)
-        own.append(logits)
-        guessed.append(guesses)
+        own.append(logits.clone())
+        guessed.append(guesses.clone())
         row.computed += count
     row.tokens = [*prompt, 99]  # what the model may have said next
     batch = dataclasses.replace(driver.batch([(row, 1)]), token_ids=torch.tensor([99]))
@@ -157,6 +163,18 @@ def test_two_ranks_draft_alike(peer: Peer) -> None:
     for results in group.run(rank):
         for actual, wanted in zip(results, expected, strict=True):
             check(actual, wanted)
+
+
+def test_captured_steps_draft_alike(peer: Peer) -> None:
+    """Hidden states go into replays and out of them."""
+    prompt = tokens(3, sum(CHUNKS) + 1)
+    options = dataclasses.replace(OPTIONS, execution="graphs")
+    plain, graphs = (
+        load_model(peer.checkpoint, page_size=PAGE_SIZE, options=each)
+        for each in (OPTIONS, options)
+    )
+    for actual, wanted in zip(run(graphs, prompt, captured=True), run(plain, prompt), strict=True):
+        check(actual, wanted)
 
 
 def test_the_layers_entries_are_one_more_layer(peer: Peer) -> None:

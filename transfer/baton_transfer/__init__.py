@@ -1,4 +1,4 @@
-"""Moves pages between processes: leases over gRPC, bytes by NIXL READ.
+"""Moves pages between processes: leases over TCP, bytes by NIXL READ.
 
 Imports no torch. `configure_ucx` must run before the first Exporter or PageReader.
 """
@@ -10,6 +10,7 @@ from baton_transfer.following import Follower, HolderLost
 from baton_transfer.fragments import Cut
 from baton_transfer.holder import LeaseGrant, PageHolder
 from baton_transfer.identity import WIRE_VERSION, cache_identity, differing_field, new_epoch
+from baton_transfer.lease_desk import LeaseAnswer
 from baton_transfer.leases import LeaseBook
 from baton_transfer.outcome import Pulled, PullFailure, ReadFailure, ReadOutcome, together
 from baton_transfer.page_file import FileQueue, PageFile, PageFileError
@@ -28,6 +29,7 @@ __all__ = [
     "Follower",
     "HolderLost",
     "KvPeerServicer",
+    "LeaseAnswer",
     "LeaseBook",
     "LeaseGrant",
     "MemoryType",

@@ -31,6 +31,11 @@ class XferState(Enum):
 class AgentError(RuntimeError):
     """NIXL refused or failed an operation; the message says which."""
 
+    def __init__(self, message: str, *, by_backend: bool = False) -> None:
+        """`by_backend`: UCX failed, as when nobody listens any more; not NIXL's own checks."""
+        super().__init__(message)
+        self.by_backend = by_backend
+
 
 class Agent:
     """A NIXL agent with the UCX backend. Not thread-safe except for its own progress thread.
@@ -158,10 +163,11 @@ class Agent:
         except Exception as error:
             if not _is_nixl_error(error):
                 raise
-            message = f"{what}: {type(error).__name__} {error}".rstrip()
+            kind = type(error).__name__
+            message = f"{what}: {kind} {error}".rstrip()
         # A traceback that kept `call` would keep the agent alive past its destruction.
         del call
-        raise AgentError(message)
+        raise AgentError(message, by_backend=kind == "nixlBackendError")
 
 
 def _is_nixl_error(error: Exception) -> bool:

@@ -38,12 +38,36 @@ class Lane:
         self._memory = memory
         self._agent: Agent | None = None
         self._local = self._remote = 0
+        self._posted: deque[_Posted] = deque()
+
+    @property
+    def connected(self) -> bool:
+        """Whether a read can be posted without making an agent first."""
+        return self._agent is not None
+
+    def at_once(self, read: SharedRead) -> bool:
+        """A read of one batch by a connected lane, as far as posting it goes. Where the post
+        copies (CMA) that is all; False: `run` must go on with it."""
+        agent = self._agent
+        if agent is None:
+            return False
+        try:
+            batch = read.take()
+            if batch is None:
+                return True
+            self._posted.append(self._post(agent, batch))
+            if self._posted[0].state is not XferState.DONE:
+                return False
+            self._finish(agent, self._posted.popleft(), read)
+        except Ended as end:
+            read.fail(end)
+            return False
+        return True
 
     def run(self, read: SharedRead) -> None:
         """Takes batches until none is left, verifies each as it comes; tells `read` a failure."""
         try:
-            agent = self._connected()
-            posted: deque[_Posted] = deque()
+            agent, posted = self._connected(), self._posted
             while batch := read.take():
                 posted.append(self._post(agent, batch))
                 # Just copied (CMA copies inside the post), so still in this core's cache.
@@ -60,6 +84,7 @@ class Lane:
         """Destroys the agent: nothing of it writes any more. False: there was none."""
         if self._agent is None:
             return False
+        self._posted.clear()
         self._agent.destroy()
         self._agent = None
         return True
@@ -110,6 +135,8 @@ class Lane:
             )  # fmt: skip
         except AgentError as error:
             agent.destroy()
-            raise Ended(ReadFailure.UNREADABLE, str(error)) from error
+            gone = error.by_backend  # its description is right, and nobody listens there any more
+            failure = ReadFailure.DISCONNECTED if gone else ReadFailure.UNREADABLE
+            raise Ended(failure, str(error)) from error
         self._agent = agent
         return agent

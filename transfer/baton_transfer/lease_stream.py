@@ -1,74 +1,75 @@
-"""The reader's end of one Lease stream: requests go out, answers come back in their order."""
+"""The reader's end of a lease connection: requests go out, answers come back in their order."""
 
 import asyncio
 from collections import deque
 
-import grpc
-
 from baton.v1 import kv_pb2 as pb
-from baton.v1 import kv_pb2_grpc
-from baton_rpc import refusal_of
+from baton_rpc import Refusal, host_of
+from baton_transfer.framing import FramedProtocol
 
 
 class Unreachable(Exception):
-    """A holder's KvPeerService did not answer; the text says how."""
+    """A holder did not answer; the text says how."""
 
 
-class LeaseStream:
-    """One stream of one connection. Once it is `over`, take another one. Used on one event loop."""
+class LeaseStream(FramedProtocol):
+    """One connection. Once it is `over`, take another one. Used on one event loop."""
 
-    def __init__(self, stub: kv_pb2_grpc.KvPeerServiceStub, address: str) -> None:
+    def __init__(self, address: str) -> None:
+        super().__init__()
         self._address = address
-        self._call = stub.Lease()
+        self._loop = asyncio.get_running_loop()
         # A caller that lost patience leaves its future here: the answer still comes in its turn.
         self._waiting: deque[asyncio.Future[pb.LeaseResponse]] = deque()
-        self._writing = asyncio.Lock()
-        self._end: Exception | None = None
-        self._reading = asyncio.create_task(self._read())
+        self.over = False
 
-    @property
-    def over(self) -> bool:
-        """Whether it can carry no more."""
-        return self._end is not None
-
-    async def ask(self, request: pb.LeaseRequest, timeout: float) -> pb.LeaseResponse:
-        """The answer. Raises Refusal (which ends the stream) and Unreachable."""
-        answer: asyncio.Future[pb.LeaseResponse] = asyncio.get_running_loop().create_future()
+    @classmethod
+    async def dial(cls, address: str, port: int, ticket: bytes, timeout: float) -> "LeaseStream":
+        """Connects to `port` on the host of `address`. Raises Unreachable."""
+        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(timeout):
-                async with self._writing:  # gRPC takes one write at a time
-                    if self._end is not None:
-                        raise self._end
-                    self._waiting.append(answer)
-                    await self._call.write(request)
-                return await answer
-        except TimeoutError as error:
-            raise Unreachable(f"{self._address}: no answer within {timeout:g} s") from error
-        except asyncio.InvalidStateError as error:  # the call ended; _read knows or will know why
-            await self._reading
-            raise self._end or Unreachable(f"{self._address}: the stream is over") from error
-        except grpc.aio.AioRpcError as error:
-            raise self._reason(error) from error
+                _, stream = await loop.create_connection(
+                    lambda: cls(address), host_of(address), port
+                )
+        except (OSError, TimeoutError) as error:
+            raise Unreachable(f"{address}: no connection to its lease port {port}") from error
+        stream.send(ticket)
+        return stream
 
-    async def close(self) -> None:
-        """Ends the stream; whoever waits gets Unreachable."""
-        self._call.cancel()
-        await self._reading
-
-    async def _read(self) -> None:
+    async def ask(self, request: pb.LeaseRequest, timeout: float) -> pb.LeaseResponse:
+        """The answer. Raises Refusal and Unreachable."""
+        if self.over:
+            raise Unreachable(f"{self._address}: the lease connection is over")
+        answer: asyncio.Future[pb.LeaseResponse] = self._loop.create_future()
+        self._waiting.append(answer)
+        self.send(request.SerializeToString())
+        patience = self._loop.call_later(timeout, self._late, answer, timeout)
         try:
-            async for answer in self._call:
-                waiting = self._waiting.popleft()
-                if not waiting.done():
-                    waiting.set_result(answer)
-            self._end = Unreachable(f"{self._address}: it ended the stream")
-        except grpc.aio.AioRpcError as error:
-            self._end = self._reason(error)
-        except asyncio.CancelledError:
-            self._end = Unreachable(f"{self._address}: the stream was closed")
+            told = await answer
+        finally:
+            patience.cancel()
+        if told.HasField("refused"):
+            no = told.refused
+            raise Refusal(no.reason, no.message, dict(no.metadata))
+        return told
+
+    def close(self) -> None:
+        """Ends the connection; whoever waits gets Unreachable."""
+        self.abort()
+
+    def received(self, message: bytes) -> None:
+        answer = self._waiting.popleft()
+        if not answer.done():
+            answer.set_result(pb.LeaseResponse.FromString(message))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.over = True
+        end = Unreachable(f"{self._address}: the lease connection ended ({error or 'by its peer'})")
         for left in self._waiting:
             if not left.done():
-                left.set_exception(self._end)
+                left.set_exception(end)
 
-    def _reason(self, error: grpc.aio.AioRpcError) -> Exception:
-        return refusal_of(error) or Unreachable(f"{self._address}: {error.code().name}")
+    def _late(self, answer: "asyncio.Future[pb.LeaseResponse]", timeout: float) -> None:
+        if not answer.done():
+            answer.set_exception(Unreachable(f"{self._address}: no answer within {timeout:g} s"))

@@ -30,13 +30,19 @@ class ReadOutcome:
     seconds: float
     failure: ReadFailure | None = None
     detail: str = ""
-    verified: bool = False  # the arrived pages matched checksums
+    # The arrived pages matched checksums: they are accepted without the holder's verdict.
+    verified: bool = False
 
 
 def together(outcomes: Sequence[ReadOutcome]) -> ReadOutcome:
-    """Of reads whose pages are of use together only: the worst, with the bytes of all."""
+    """Of reads whose pages are of use together only: the worst, with the bytes of all. They have
+    proven themselves when each of them has."""
     worst = min(outcomes, key=lambda outcome: (outcome.arrived, outcome.failure is None))
-    return replace(worst, moved_bytes=sum(outcome.moved_bytes for outcome in outcomes))
+    return replace(
+        worst,
+        moved_bytes=sum(outcome.moved_bytes for outcome in outcomes),
+        verified=all(outcome.verified for outcome in outcomes),
+    )
 
 
 def ended_at_once(failure: ReadFailure, detail: str) -> Future[ReadOutcome]:

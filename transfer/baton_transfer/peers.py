@@ -1,4 +1,4 @@
-"""The reader's view of each holder: channel, handshake, credit, leases that are kept alive."""
+"""The reader's view of each holder: handshake, credit, leases that are kept alive."""
 
 import asyncio
 import threading
@@ -26,6 +26,7 @@ class Handshaken:
 
     epoch: int
     memory: bytes  # a serialised ExportedCache
+    leases: LeaseStream
 
 
 class Credit:
@@ -34,21 +35,31 @@ class Credit:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._used = 0
+        self._waiting = 0
         self._changed = asyncio.Condition()
 
     @asynccontextmanager
     async def of(self, size: int) -> AsyncIterator[None]:
         """Waits for `size` bytes of credit; more than the limit waits for all of it."""
         size = min(size, self.limit)
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._used + size <= self.limit)
-            self._used += size
+        if self._waiting or self._used + size > self.limit:
+            await self._room_for(size)
+        self._used += size
         try:
             yield
         finally:
             self._used -= size
+            if self._waiting:
+                async with self._changed:
+                    self._changed.notify_all()
+
+    async def _room_for(self, size: int) -> None:
+        self._waiting += 1
+        try:
             async with self._changed:
-                self._changed.notify_all()
+                await self._changed.wait_for(lambda: self._used + size <= self.limit)
+        finally:
+            self._waiting -= 1
 
 
 class Holder:
@@ -71,7 +82,6 @@ class Holder:
         self._forget = forget
         self._channel = channel(address)
         self._stub = kv_pb2_grpc.KvPeerServiceStub(self._channel)
-        self._leases: LeaseStream | None = None
         self._closing: set[asyncio.Task[None]] = set()
         self._shaking = asyncio.Lock()
         self._hands: Handshaken | None = None
@@ -81,8 +91,11 @@ class Holder:
 
     async def handshake(self) -> Handshaken:
         """The handshake with the holder's present life. Raises Refusal and Unreachable."""
+        hands = self._hands
+        if hands is not None and not hands.leases.over:
+            return hands
         async with self._shaking:
-            if self._hands is None:
+            if self._hands is None or self._hands.leases.over:
                 self._hands = await self._shake()
             return self._hands
 
@@ -90,6 +103,7 @@ class Holder:
         """That life is over: the next handshake() asks anew."""
         if self._hands is hands:
             self._hands = None
+        hands.leases.close()
 
     async def acquire(self, hashes: bytes, group: int) -> tuple[Handshaken, pb.AcquireResponse]:
         """Leases what the holder has of `hashes`, all of one cache group; in a new life too.
@@ -104,24 +118,33 @@ class Holder:
                 group=group,
             )
             try:
-                answer = await self._ask(pb.LeaseRequest(acquire=request), ACQUIRE_S)
+                answer = await hands.leases.ask(pb.LeaseRequest(acquire=request), ACQUIRE_S)
                 return hands, answer.acquire
             except Unreachable:
                 self.restarted(hands)
                 raise
             except Refusal as refusal:
-                self.restarted(hands)
                 if last or refusal.reason != errors.ERROR_REASON_STALE_EPOCH:
                     raise
+                self.restarted(hands)
         raise AssertionError("the loop above returns or raises")
 
     async def release(
-        self, epoch: int, leases: list[int], handed_over: Sequence[tuple[str, int]]
+        self,
+        epoch: int,
+        leases: list[int],
+        handed_over: Sequence[tuple[str, int]] = (),
+        *,
+        proven: bool = False,
     ) -> list[bool]:
-        """Ends leases of that life; for each whether it held. Raises as handshake does."""
+        """Ends leases of that life; for each whether it held. Raises as handshake does.
+
+        `proven`: their pages are accepted already.
+        """
         done = [pb.HandedOver(request_id=name, attempt=attempt) for name, attempt in handed_over]
-        request = pb.ReleaseRequest(epoch=epoch, lease_ids=leases, handed_over=done)
-        answer = await self._ask(pb.LeaseRequest(release=request), RELEASE_S)
+        request = pb.ReleaseRequest(epoch=epoch, lease_ids=leases, handed_over=done, proven=proven)
+        hands = await self.handshake()
+        answer = await hands.leases.ask(pb.LeaseRequest(release=request), RELEASE_S)
         return [verdict == pb.LEASE_VERDICT_VALID for verdict in answer.release.verdicts]
 
     @asynccontextmanager
@@ -149,7 +172,8 @@ class Holder:
         leases = [lease for of, lease in self._kept if of == epoch]
         request = pb.RenewRequest(epoch=epoch, lease_ids=leases, ttl_ms=self.ttl_ms)
         try:
-            answer = await self._ask(pb.LeaseRequest(renew=request), timeout)
+            hands = await self.handshake()
+            answer = await hands.leases.ask(pb.LeaseRequest(renew=request), timeout)
         except (Refusal, Unreachable):
             return  # the verdict will tell, and the read has its own deadline
         for lease in answer.renew.expired:
@@ -157,20 +181,14 @@ class Holder:
             if stop is not None:
                 stop.set()
 
-    async def _ask(self, request: pb.LeaseRequest, timeout: float) -> pb.LeaseResponse:
-        if self._leases is None or self._leases.over:
-            self._leases = LeaseStream(self._stub, self.address)
-        return await self._leases.ask(request, timeout)
-
     def _redial(self) -> None:
         """A channel that has failed refuses calls for up to a second; a new one just dials."""
         # Calls of other pulls still end on the old one.
-        old = asyncio.create_task(_hang_up(self._channel, self._leases))
+        old = asyncio.create_task(self._channel.close(RELEASE_S))
         self._closing.add(old)
         old.add_done_callback(self._closing.discard)
         self._channel = channel(self.address)
         self._stub = kv_pb2_grpc.KvPeerServiceStub(self._channel)
-        self._leases = None
 
     async def _shake(self) -> Handshaken:
         if self._channel.get_state() is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
@@ -192,19 +210,16 @@ class Holder:
         if self._memory is not None and self._memory != memory:
             self._forget(self._memory)
         self._memory = memory
-        return Handshaken(answer.holder.epoch, memory)
+        leases = await LeaseStream.dial(
+            self.address, answer.lease_port, answer.lease_ticket, HANDSHAKE_S
+        )
+        return Handshaken(answer.holder.epoch, memory, leases)
 
     async def close(self) -> None:
-        """Ends the heartbeat, the stream and the channel."""
+        """Ends the heartbeat, the connection and the channel."""
         if self._heartbeat is not None:
             self._heartbeat.cancel()
             await asyncio.wait([self._heartbeat])
-        if self._leases is not None:
-            await self._leases.close()
+        if self._hands is not None:
+            self._hands.leases.close()
         await asyncio.gather(self._channel.close(), *self._closing)
-
-
-async def _hang_up(link: grpc.aio.Channel, leases: LeaseStream | None) -> None:
-    await link.close(RELEASE_S)
-    if leases is not None:
-        await leases.close()

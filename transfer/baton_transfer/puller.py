@@ -1,4 +1,4 @@
-"""A pull: lease, read, release, verdict. Pages are the caller's only after all four."""
+"""A pull: lease, read, proof, release. The proof is every page's checksum, or else the verdict."""
 
 import asyncio
 import logging
@@ -39,9 +39,8 @@ def read_with(reader: CacheReader) -> ReadPages:
         checksums: NDArray[np.uint64] | None,
         stop: threading.Event,
     ) -> ReadOutcome:
-        return await asyncio.wrap_future(
-            reader.submit(memory, group, sources, targets, checksums, stop=stop)
-        )
+        reading = reader.submit(memory, group, sources, targets, checksums, stop=stop)
+        return reading.result() if reading.done() else await asyncio.wrap_future(reading)
 
     return read
 
@@ -79,6 +78,8 @@ class Puller:
         self._holders: dict[str, Holder] = {}
         self._follower = Follower(me.name)
         self._connecting: set[asyncio.Task[None]] = set()
+        self._releasing: set[asyncio.Task[None]] = set()
+        self.outlived = 0  # pulls whose pages were whole though their lease had ended
 
     async def pull(
         self,
@@ -97,7 +98,9 @@ class Puller:
         Never raises for what a peer does; see Pulled.failure. Returns (also when
         cancelled: CancelledError comes only then) when nothing writes into the
         targets any more. `handed_over` (request_id, attempt) is told to the
-        holder with the last release, when every page has arrived.
+        holder with the last release, when every page has arrived. Pages that
+        match the checksums of their lease are returned before the release is
+        answered: its verdict would add nothing.
 
         Raises ValueError for unequal lengths and for a group that does not exist.
         """
@@ -135,12 +138,18 @@ class Puller:
             return False
         return True
 
+    async def released(self) -> None:
+        """When every release of what has proven itself is answered."""
+        if self._releasing:
+            await asyncio.wait(self._releasing)
+
     async def close(self) -> None:
         """Ends streams and channels. Pulls must have ended."""
         for task in self._connecting:
             task.cancel()
         if self._connecting:
             await asyncio.wait(self._connecting)
+        await self.released()
         await self._follower.close()
         holders, self._holders = self._holders, {}
         for holder in holders.values():
@@ -236,33 +245,50 @@ class Puller:
                 _checksums(lease, count),
                 stop,
             )
-        whole = outcome.arrived == len(targets)
-        valid = await self._release(holder, hands, lease.lease_id, handed_over if whole else None)
+        done = [handed_over] if handed_over and outcome.arrived == len(targets) else []
+        if outcome.verified:
+            releasing = asyncio.create_task(self._let_go(holder, hands.epoch, lease.lease_id, done))
+            self._releasing.add(releasing)
+            releasing.add_done_callback(self._releasing.discard)
+            return judged(outcome, None, len(targets), holder.address)
+        valid = await self._verdict(holder, hands, lease.lease_id, done)
         return judged(outcome, valid, len(targets), holder.address)
 
-    async def _release(
-        self,
-        holder: Holder,
-        hands: Handshaken,
-        lease: int,
-        handed_over: tuple[str, int] | None,
+    async def _verdict(
+        self, holder: Holder, hands: Handshaken, lease: int, done: list[tuple[str, int]]
     ) -> bool | None:
-        """The verdict; None when there was no answer."""
+        """Releases; None when there was no answer."""
         try:
-            done = [] if handed_over is None else [handed_over]
             return await holder.release(hands.epoch, [lease], done) == [True]
         except (Refusal, Unreachable):
             holder.restarted(hands)
             return None
 
+    async def _let_go(
+        self, holder: Holder, epoch: int, lease: int, done: list[tuple[str, int]]
+    ) -> None:
+        """Releases what has proven itself. Unheard, the holder lets go by its own clock."""
+        try:
+            valid = await holder.release(epoch, [lease], done, proven=True) == [True]
+        except (Refusal, Unreachable) as error:
+            log.info("a lease of %s was not released: %s", holder.address, error)
+            return
+        if not valid:
+            self.outlived += 1
+            log.info("a lease of %s ended during a read; every page was whole", holder.address)
+
 
 def judged(outcome: ReadOutcome, valid: bool | None, wanted: int, address: str) -> Pulled:
-    """What may be used of a read, given the holder's verdict on its lease."""
-    if valid is False:
-        return _nothing(PullFailure.EXPIRED, f"{address}: the lease ended during the read")
-    if valid is None and not outcome.verified:
-        return _nothing(PullFailure.UNREACHABLE, f"{address}: no verdict on what was read")
-    # With valid None the checksums of the pages are their proof: the holder died in between.
+    """What may be used of a read, given the holder's verdict on its lease (None: not heard).
+
+    Pages that match the checksums granted with the lease are what the holder had sealed under
+    their identities, whatever became of the lease and of the holder: the verdict is not asked.
+    """
+    if not outcome.verified:
+        if valid is None:
+            return _nothing(PullFailure.UNREACHABLE, f"{address}: no verdict on what was read")
+        if not valid:
+            return _nothing(PullFailure.EXPIRED, f"{address}: the lease ended during the read")
     failure = None
     detail = outcome.detail
     if outcome.failure is not None:

@@ -13,6 +13,7 @@ from baton.v1 import kv_pb2_grpc
 from baton_rpc import Refusal
 from baton_transfer.holder import PageHolder
 from baton_transfer.identity import differing_field
+from baton_transfer.lease_desk import LeaseAnswer, LeaseDesk
 
 HASH_BYTES = 16
 _TTL_MS = (1_000, 60_000)
@@ -21,7 +22,10 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class KvPeerServicer(kv_pb2_grpc.KvPeerServiceServicer):
-    """Speaks for a PageHolder. Handlers validate, call the holder, answer."""
+    """Speaks for a PageHolder. Handlers validate, call the holder, answer.
+
+    `open_leases` before the server starts, `close_leases` after it has stopped.
+    """
 
     def __init__(
         self,
@@ -35,6 +39,15 @@ class KvPeerServicer(kv_pb2_grpc.KvPeerServiceServicer):
         self._me = me
         self._identity = identity
         self._memory = memory
+        self._leases = LeaseDesk(self.answer)
+
+    async def open_leases(self, host: str) -> None:
+        """Opens the port of the leases on `host`. Raises OSError."""
+        await self._leases.open(host)
+
+    async def close_leases(self) -> None:
+        """Ends the port and the readers' connections; leases go on by the holder's clock."""
+        await self._leases.close()
 
     def open(self, identity: pb.CacheIdentity, memory: pb.ExportedCache) -> None:
         """Says what is held here; until then every handshake is refused."""
@@ -58,27 +71,33 @@ class KvPeerServicer(kv_pb2_grpc.KvPeerServiceServicer):
                 "both must serve the same checkpoint with the same cache settings",
                 {"field": field.partition(":")[0]},
             )
-        return pb.HandshakeResponse(holder=self._me, cache=self._identity, memory=self._memory)
+        return pb.HandshakeResponse(
+            holder=self._me,
+            cache=self._identity,
+            memory=self._memory,
+            lease_port=self._leases.port,
+            lease_ticket=self._leases.ticket,
+        )
 
-    async def Lease(
-        self, requests: AsyncIterator[pb.LeaseRequest], context: Context
-    ) -> AsyncIterator[pb.LeaseResponse]:
-        async for request in requests:
-            kind = request.WhichOneof("request")
-            if kind == "acquire":
-                yield pb.LeaseResponse(acquire=await self.acquire(request.acquire))
-            elif kind == "renew":
-                yield pb.LeaseResponse(renew=self._renew(request.renew))
-            elif kind == "release":
-                yield pb.LeaseResponse(release=self._release(request.release))
-            else:
-                raise Refusal(
-                    errors.ERROR_REASON_MISSING_FIELD,
-                    "Lease: a request is none of acquire, renew, release",
-                )
+    def answer(self, request: pb.LeaseRequest) -> LeaseAnswer:
+        """To one message of a lease connection. A tier that must fetch pages from a disk first
+        overrides this, and is waited for. Raises Refusal."""
+        return self.answer_now(request)
 
-    async def acquire(self, request: pb.AcquireRequest) -> pb.AcquireResponse:
-        """A lease on what is held. A tier that must fetch it from a disk first overrides this."""
+    def answer_now(self, request: pb.LeaseRequest) -> pb.LeaseResponse:
+        """As `answer`, with what is in memory."""
+        kind = request.WhichOneof("request")
+        if kind == "acquire":
+            return pb.LeaseResponse(acquire=self._acquire(request.acquire))
+        if kind == "renew":
+            return pb.LeaseResponse(renew=self._renew(request.renew))
+        if kind == "release":
+            return pb.LeaseResponse(release=self._release(request.release))
+        raise Refusal(
+            errors.ERROR_REASON_MISSING_FIELD, "a lease request is none of acquire, renew, release"
+        )
+
+    def _acquire(self, request: pb.AcquireRequest) -> pb.AcquireResponse:
         self._check_epoch(request.epoch)
         hashes = _hashes(request.page_hashes)
         ttl_ms = _bounded_ttl(request.ttl_ms)
@@ -103,7 +122,7 @@ class KvPeerServicer(kv_pb2_grpc.KvPeerServiceServicer):
         if request.epoch != self._me.epoch:
             return _verdicts([False] * len(request.lease_ids))
         valid = self._holder.release(request.lease_ids)
-        if all(valid):
+        if request.proven or all(valid):
             # A reader that must discard what it read has not taken the request over.
             for done in request.handed_over:
                 self._holder.handed_over(done.request_id, done.attempt)

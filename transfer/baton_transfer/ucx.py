@@ -44,6 +44,11 @@ SETTINGS: Mapping[Transport, Mapping[str, str]] = {
 }
 
 
+def post_copies() -> bool:
+    """Whether posting a read copies its bytes (CMA), so that there is nothing left to wait for."""
+    return "cma" in os.environ.get("UCX_TLS", "").split(",")
+
+
 def progress_delay_us(tls: str | None = None) -> int:
     """How long an exporting agent's progress thread sleeps between looks, in microseconds.
 

@@ -9,6 +9,15 @@ from torch import Tensor
 _SCORE_ELEMENTS = 1 << 20
 
 
+def working_dtype(queries: Tensor) -> torch.dtype:
+    """What attention of ``queries`` is computed in: float32 on CPUs, else the queries' dtype.
+
+    A product in bf16 rounds every score to 8 bits. A CPU gains no time by that; on other devices
+    this is the fallback of kernels that accumulate in float32.
+    """
+    return torch.float32 if queries.device.type == "cpu" else queries.dtype
+
+
 def attention_weights(scores: Tensor, sinks: Tensor | None = None) -> Tensor:
     """Softmax of scores in float32, in the scores' dtype.
 

@@ -1,4 +1,7 @@
-"""Gated DeltaNet: one step for all decoding rows at once; prompt chunks in blocks of tokens."""
+"""Gated DeltaNet: one step for all decoding rows at once; prompt chunks in blocks of tokens.
+
+Decoding looks at nothing on the host where its rows are known to have one token each.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ def conv_decode(x: Tensor, weight: Tensor, state: Tensor, rows: StateRows) -> Te
     return F.silu((window * weight.float()).sum(2)).to(x.dtype)
 
 
-@operators.conv_prefill.register("shifted", band=Band.PORTABLE)
+@operators.conv_prefill.register("shifted", band=Band.PORTABLE, reads_host=True)
 def conv_prefill(x: Tensor, weight: Tensor, state: Tensor, rows: StateRows) -> Tensor:
     # A sum of shifted copies is faster than conv1d here, and needs no transposed copy.
     taps = weight.float().t().contiguous()
@@ -57,7 +60,7 @@ def delta_decode(
     return torch.bmm(queries[:, None], s).view(v.shape).to(v.dtype)
 
 
-@operators.delta_prefill.register("chunked", band=Band.PORTABLE)
+@operators.delta_prefill.register("chunked", band=Band.PORTABLE, reads_host=True)
 def delta_prefill(
     q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, state: Tensor, rows: StateRows
 ) -> Tensor:

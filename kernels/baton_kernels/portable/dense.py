@@ -18,17 +18,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
-@operators.rms_norm.register(
-    "fused", band=Band.PORTABLE, requirements=Requirements(dtypes=frozenset({torch.float32}))
-)
+# Torch has no fused form for inputs and weights of different dtypes (zero-centred norms).
+_FLOAT32 = Requirements(dtypes=frozenset({torch.float32}))
+
+
+@operators.rms_norm.register("fused", band=Band.PORTABLE, requirements=_FLOAT32)
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    # float32 only: in bf16 the fused form multiplies by the weight before it rounds.
     return F.rms_norm(x, weight.shape, weight, eps)
 
 
-@operators.add_rms_norm.register(
-    "fused", band=Band.PORTABLE, requirements=Requirements(dtypes=frozenset({torch.float32}))
-)
+@operators.add_rms_norm.register("fused", band=Band.PORTABLE, requirements=_FLOAT32)
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     total = x + residual
     return total, F.rms_norm(total, weight.shape, weight, eps)
@@ -37,7 +36,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
 @operators.silu_mul.register("inplace", band=Band.PORTABLE)
 def silu_mul(gate_up: Tensor) -> Tensor:
     width = gate_up.shape[-1] // 2
-    return F.silu(gate_up[..., :width]).mul_(gate_up[..., width:])
+    return F.silu(gate_up[..., :width].float()).mul_(gate_up[..., width:]).to(gate_up.dtype)
 
 
 @operators.rotate.register("inplace", band=Band.PORTABLE)
@@ -51,11 +50,11 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
         (slice(0, None, 2), slice(1, None, 2)) if interleaved else (slice(half), slice(half, None))
     )
     first, second = (x[..., part] for part in parts)
-    cos, sin = cos[:, None].to(x.dtype), sin[:, None].to(x.dtype)
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    cos, sin = cos[:, None], sin[:, None]
+    out = torch.empty(x.shape, dtype=torch.float32, device=x.device)
     torch.mul(first, cos, out=out[..., parts[0]]).sub_(second * sin)
     torch.mul(second, cos, out=out[..., parts[1]]).add_(first * sin)
-    return out
+    return out.to(x.dtype)
 
 
 @operators.cache_write.register("scatter", band=Band.PORTABLE)

@@ -7,17 +7,17 @@ from torch import Tensor
 
 from baton_kernels import operators
 from baton_kernels.paging import PagedRows
-from baton_kernels.portable.attention import attention_weights, causal
+from baton_kernels.portable.attention import attention_weights, causal, working_dtype
 from baton_kernels.registry import Band
 from baton_kernels.stored import halves, unpack
 
 
 def gathered(cache: Tensor, pages: Tensor, queries: Tensor) -> Tensor:
-    """Copies of whole pages in the queries' type."""
-    return unpack(cache.index_select(0, pages), halves(cache), queries.dtype)
+    """Copies of whole pages, of the type attention is computed in."""
+    return unpack(cache.index_select(0, pages), halves(cache), working_dtype(queries))
 
 
-@operators.gqa_decode.register("gathered", band=Band.PORTABLE)
+@operators.gqa_decode.register("gathered", band=Band.PORTABLE, reads_host=True)
 def gqa_decode(
     queries: Tensor,
     cache: Tensor,
@@ -28,10 +28,9 @@ def gqa_decode(
     sinks: Tensor | None = None,
 ) -> Tensor:
     batch, heads, size = queries.shape
-    out = torch.zeros(
-        batch, kv_heads, heads // kv_heads, size, dtype=queries.dtype, device=queries.device
-    )
-    grouped = (queries * scale).view(out.shape)
+    grouped = queries.to(working_dtype(queries)) * scale
+    grouped = grouped.view(batch, kv_heads, heads // kv_heads, size)
+    out = torch.zeros_like(grouped)
     entries = gathered(cache, rows.flat_pages, queries).view(-1, 2, kv_heads, size)
     rest = None if sinks is None else sinks.view(kv_heads, heads // kv_heads, 1)
     first = 0
@@ -43,10 +42,10 @@ def gqa_decode(
         first += pages * rows.page_size
         weights = attention_weights(torch.bmm(grouped[row], keys.permute(1, 2, 0)), rest)
         torch.bmm(weights, values.transpose(0, 1), out=out[row])
-    return out.view(queries.shape)
+    return out.view(queries.shape).to(queries.dtype)
 
 
-@operators.gqa_prefill.register("gathered", band=Band.PORTABLE)
+@operators.gqa_prefill.register("gathered", band=Band.PORTABLE, reads_host=True)
 def gqa_prefill(
     queries: Tensor,
     cache: Tensor,
@@ -66,6 +65,6 @@ def gqa_prefill(
         entries = pages.view(-1, 2, kv_heads, queries.shape[2])[:context]
         keys, values = entries.repeat_interleave(groups, 2).permute(1, 2, 0, 3)
         out[start:stop] = causal(
-            queries[start:stop].transpose(0, 1), keys, values, scale, window, sinks
+            queries[start:stop].to(keys.dtype).transpose(0, 1), keys, values, scale, window, sinks
         ).transpose(0, 1)
     return out

@@ -11,22 +11,22 @@ from torch import Tensor
 
 from baton_kernels import operators
 from baton_kernels.paging import PagedRows
-from baton_kernels.portable.attention import attention_weights, causal
+from baton_kernels.portable.attention import attention_weights, causal, working_dtype
 from baton_kernels.registry import Band
 from baton_kernels.stored import latent_and_key, unpack
 
 
 def gathered(cache: Tensor, pages: Tensor, rank: int, queries: Tensor) -> Tensor:
-    """The entries of whole pages in the queries' type, one page after another."""
+    """The entries of whole pages in the type attention is computed in, one page after another."""
     parts = latent_and_key(cache, rank)
-    return unpack(cache.index_select(0, pages), parts, queries.dtype).flatten(0, 1)
+    return unpack(cache.index_select(0, pages), parts, working_dtype(queries)).flatten(0, 1)
 
 
-@operators.mla_decode.register("gathered", band=Band.PORTABLE)
+@operators.mla_decode.register("gathered", band=Band.PORTABLE, reads_host=True)
 def mla_decode(queries: Tensor, cache: Tensor, rows: PagedRows, rank: int, scale: float) -> Tensor:
-    out = torch.zeros(*queries.shape[:2], rank, dtype=queries.dtype, device=queries.device)
     entries = gathered(cache, rows.flat_pages, rank, queries)
-    scaled = queries * scale
+    scaled = queries.to(entries.dtype) * scale
+    out = scaled.new_zeros(*queries.shape[:2], rank)
     first = 0
     for row, (context, pages) in enumerate(zip(rows.contexts, rows.page_counts, strict=True)):
         if context == 0:
@@ -35,7 +35,7 @@ def mla_decode(queries: Tensor, cache: Tensor, rows: PagedRows, rank: int, scale
         first += pages * rows.page_size
         weights = attention_weights(scaled[row] @ mine.t())
         torch.mm(weights, mine[:, :rank], out=out[row])
-    return out
+    return out.to(queries.dtype)
 
 
 def prefers_absorbed(queries: int, nope: int, value: int, rank: int, rope: int) -> bool:
@@ -47,7 +47,7 @@ def prefers_absorbed(queries: int, nope: int, value: int, rank: int, rope: int) 
     return queries * (2 * rank - nope - value) < rank * (nope + value)
 
 
-@operators.mla_prefill.register("gathered", band=Band.PORTABLE)
+@operators.mla_prefill.register("gathered", band=Band.PORTABLE, reads_host=True)
 def mla_prefill(
     queries: Tensor, w_uk: Tensor, w_uv: Tensor, cache: Tensor, rows: PagedRows, scale: float
 ) -> Tensor:
@@ -56,13 +56,14 @@ def mla_prefill(
     out = torch.empty(
         len(queries), queries.shape[1], value, dtype=queries.dtype, device=queries.device
     )
-    starts = rows.starts
+    starts, working = rows.starts, working_dtype(queries)
+    w_uk, w_uv = w_uk.to(working), w_uv.to(working)
     for row, context in enumerate(rows.contexts):
         start, stop = starts[row], starts[row + 1]
         if start == stop:
             continue
         entries = gathered(cache, rows.row_pages(row), rank, queries)[:context]
-        chunk = queries[start:stop].transpose(0, 1)  # [heads, n, nope + rope]
+        chunk = queries[start:stop].to(working).transpose(0, 1)  # [heads, n, nope + rope]
         if prefers_absorbed(stop - start, nope, value, rank, rope):
             latent_queries = torch.cat([chunk[..., :nope] @ w_uk, chunk[..., nope:]], -1)
             keys = entries.expand(len(chunk), -1, -1)

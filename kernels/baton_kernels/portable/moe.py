@@ -13,7 +13,7 @@ from baton_kernels.reference.moe import clamped_glu
 from baton_kernels.registry import Band
 
 
-@operators.moe_experts.register("sorted", band=Band.PORTABLE)
+@operators.moe_experts.register("sorted", band=Band.PORTABLE, reads_host=True)
 def moe_experts(
     x: Tensor,
     weights: Tensor,
@@ -31,7 +31,7 @@ def moe_experts(
     return by_expert(x, weights, experts - first_expert, len(gate_up), compute)
 
 
-@operators.moe_experts_clamped.register("sorted", band=Band.PORTABLE)
+@operators.moe_experts_clamped.register("sorted", band=Band.PORTABLE, reads_host=True)
 def moe_experts_clamped(
     x: Tensor,
     weights: Tensor,
@@ -66,7 +66,7 @@ def by_expert(
     flat = chosen.flatten()
     order = flat.argsort()
     tokens = order.div(chosen.shape[1], rounding_mode="floor")
-    inputs, scales = x[tokens], weights.flatten()[order].to(x.dtype)[:, None]
+    inputs, scales = x[tokens], weights.flatten()[order, None]
     visited, counts = torch.unique_consecutive(flat[order], return_counts=True)
     outputs = torch.zeros(len(order), x.shape[1], dtype=x.dtype, device=x.device)
     first = 0
@@ -75,7 +75,8 @@ def by_expert(
         if 0 <= expert < local:
             outputs[first:last] = compute(inputs[first:last], expert)
         first = last
-    return torch.zeros_like(x).index_add_(0, tokens, outputs.mul_(scales))
+    total = torch.zeros_like(x, dtype=torch.float32)
+    return total.index_add_(0, tokens, outputs * scales).to(x.dtype)
 
 
 def _one_token(
@@ -87,10 +88,10 @@ def _one_token(
     first_expert: int,
 ) -> Tensor:
     # Sorting costs more than the experts of a single token.
-    out = torch.zeros_like(x)
+    out = torch.zeros_like(x, dtype=torch.float32)
     for expert, weight in zip(experts[0].tolist(), weights[0].tolist(), strict=True):
         local = expert - first_expert
         if 0 <= local < len(gate_up):
             inner = silu_mul(x @ gate_up[local].t())
-            out.addmm_(inner, down[local].t(), alpha=weight)
-    return out
+            out.add_(inner @ down[local].t(), alpha=weight)
+    return out.to(x.dtype)

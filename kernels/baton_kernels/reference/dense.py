@@ -15,17 +15,19 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Root-mean-square norm over the last dimension, in float32 (Zhang and Sennrich, 2019).
 
-    x [T, hidden], weight [hidden] -> [T, hidden] in x's dtype. The normed row is rounded to the
-    weight's dtype before the product, so a float32 weight rounds once, after it.
+    x [T, hidden], weight [hidden] -> [T, hidden] in x's dtype, rounded once, after the product.
     """
+    return _normed(x, weight, eps).to(x.dtype)
+
+
+def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     wide = x.float()
-    wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
-    return (weight * wide.to(weight.dtype)).to(x.dtype)
+    return wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps) * weight
 
 
 def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """``rms_norm(x) * silu(gate)``: x, gate [T, heads, D], weight [D] -> x's shape and dtype."""
-    return (rms_norm(x, weight, eps) * torch.nn.functional.silu(gate.float())).to(x.dtype)
+    """``rms_norm(x) silu(gate)``: x, gate [T, heads, D], weight [D] -> x's shape, dtype of gate."""
+    return (_normed(x, weight, eps) * torch.nn.functional.silu(gate.float())).to(gate.dtype)
 
 
 def sigmoid_mul(x: Tensor, gate: Tensor) -> Tensor:
@@ -42,7 +44,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
 def silu_mul(gate_up: Tensor) -> Tensor:
     """SwiGLU's inner product: gate_up [T, 2 I], gate first -> ``silu(gate) * up`` [T, I]."""
     gate, up = gate_up.chunk(2, dim=-1)
-    return torch.nn.functional.silu(gate) * up
+    return (torch.nn.functional.silu(gate.float()) * up).to(gate_up.dtype)
 
 
 def embedding(token_ids: Tensor, table: Tensor, first_row: int) -> Tensor:
@@ -74,6 +76,6 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     """
     half = x.shape[-1] // 2
     first, second = (x[..., 0::2], x[..., 1::2]) if interleaved else (x[..., :half], x[..., half:])
-    cos, sin = cos[:, None].to(x.dtype), sin[:, None].to(x.dtype)
-    turned = first * cos - second * sin, second * cos + first * sin
+    cos, sin = cos[:, None], sin[:, None]
+    turned = [(first * cos - second * sin).to(x.dtype), (second * cos + first * sin).to(x.dtype)]
     return torch.stack(turned, -1).flatten(-2) if interleaved else torch.cat(turned, -1)

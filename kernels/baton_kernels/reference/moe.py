@@ -77,16 +77,17 @@ def moe_experts(
 
     x [T, hidden]; weights float32 [T, K]; experts int64 [T, K]; gate_up [E, 2 I, hidden]; down
     [E, hidden, I] -> [T, hidden]. These are experts first_expert .. first_expert + E of the
-    model: choices outside add nothing, so that the sum over the shards is the whole layer.
+    model: choices outside add nothing, so that the sum over the shards is the whole layer. The
+    experts of a token are summed in float32.
     """
-    out = torch.zeros_like(x)
+    out = torch.zeros_like(x, dtype=torch.float32)
     for expert in range(len(gate_up)):
         tokens, choice = (experts == first_expert + expert).nonzero(as_tuple=True)
         if len(tokens):
             inner = silu_mul(x[tokens] @ gate_up[expert].t())
             outer = (inner @ down[expert].t()) * weights[tokens, choice, None]
-            out.index_add_(0, tokens, outer.to(x.dtype))
-    return out
+            out.index_add_(0, tokens, outer)
+    return out.to(x.dtype)
 
 
 def clamped_glu(gate_up: Tensor, alpha: float, limit: float) -> Tensor:
@@ -94,9 +95,9 @@ def clamped_glu(gate_up: Tensor, alpha: float, limit: float) -> Tensor:
 
     The gate is clamped from above and the other half on both sides.
     """
-    gate, up = gate_up.chunk(2, dim=-1)
+    gate, up = gate_up.float().chunk(2, dim=-1)
     gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
-    return gate * torch.sigmoid(gate * alpha) * (up + 1)
+    return (gate * torch.sigmoid(gate * alpha) * (up + 1)).to(gate_up.dtype)
 
 
 def moe_experts_clamped(
@@ -115,11 +116,11 @@ def moe_experts_clamped(
 
     gate_up_bias [E, 2 I], down_bias [E, hidden]; the rest as in moe_experts.
     """
-    out = torch.zeros_like(x)
+    out = torch.zeros_like(x, dtype=torch.float32)
     for expert in range(len(gate_up)):
         tokens, choice = (experts == first_expert + expert).nonzero(as_tuple=True)
         if len(tokens):
             inner = x[tokens] @ gate_up[expert].t() + gate_up_bias[expert]
             outer = clamped_glu(inner, alpha, limit) @ down[expert].t() + down_bias[expert]
-            out.index_add_(0, tokens, (outer * weights[tokens, choice, None]).to(x.dtype))
-    return out
+            out.index_add_(0, tokens, outer * weights[tokens, choice, None])
+    return out.to(x.dtype)

@@ -23,12 +23,19 @@ LoadWeights = Callable[[Module], Mapping[str, Tensor]]
 
 @dataclass(frozen=True)
 class Instruction:
-    """A bound operation: ``registers[outputs] = run(step, *registers[inputs])``."""
+    """A bound operation: ``registers[outputs] = run(step, *registers[inputs])``.
+
+    pure: each row of its outputs is a function of that row of its inputs. It reads neither the
+        step nor values on the host, and it does not communicate.
+    counts: it exchanges as many rows as ranks learn from each other in the step.
+    """
 
     run: Callable[..., Any]
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     label: str
+    pure: bool = False
+    counts: bool = False
 
 
 class Program:
@@ -52,6 +59,17 @@ class Program:
                     registers[register] = tensor
         output: Tensor = registers[self.output]
         return output
+
+    @property
+    def bytes(self) -> int:
+        """Device memory held between steps."""
+        return 0
+
+    def prepare(self, rows: int, pages: int) -> None:
+        """Nothing: a program runs batches of any size as they come."""
+
+    def forget(self) -> None:
+        """Nothing: a program finds its cache in every step."""
 
 
 def emit(
@@ -79,14 +97,23 @@ def emit(
         # again; a selection may be the very tensor it selected from, and a branch may still read.
         read_again = operation.inputs and allocation.last[operation.inputs[0]] > index
         owned = not read_again and not kept.intersection(operation.inputs[:1])
+        binding.reads_host = False
         run = _bind(operation, binding, comm if owned else _Copying(comm), load)
+        pure = _is_pure(operation) and not binding.reads_host and check is None and place is None
         if check is not None:
             run = check(operation, run)
         if place is not None:
             run = _placed(operation, run, from_aside, place)
         inputs, outputs = allocation.step(index, operation)
-        instructions.append(Instruction(run, inputs, outputs, operation.label))
+        counts = operation.kind in ROUTING_KINDS
+        instructions.append(Instruction(run, inputs, outputs, operation.label, pure, counts))
     return Program(instructions, allocation.count, allocation.at[lowered.outputs[0]])
+
+
+def _is_pure(operation: Operation) -> bool:
+    if operation.kind is Kind.ADD_NORM:
+        return operation.axis is None
+    return operation.module is not None and operation.module.rowwise
 
 
 def _placed(

@@ -18,6 +18,7 @@ FAMILIES: dict[str, str] = {
     "deepseek_v3": "deepseek_v3",
     "deepseek_v2": "deepseek_v3",
     "kimi_k2": "deepseek_v3",
+    "kimi_k25": "deepseek_v3",
     "llama": "llama",
     "qwen2": "llama",
     "qwen3": "llama",

@@ -1,12 +1,13 @@
 """DeepSeek-V3 (DeepSeek-AI, 2024): latent attention and group-routed experts.
 
-Also Kimi K2, whose text model has this form with one expert group, and DeepSeek-V2 (2024), whose
-experts are chosen by a softmax.
+Also Kimi K2, whose text model has this form with one expert group; Kimi K2.5, which wraps one in a
+vision model that is not read; and DeepSeek-V2 (2024), whose experts are chosen by a softmax.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -34,8 +35,10 @@ class DeepseekV3:
     """A checked config. q_lora_rank 0: queries are projected directly.
 
     softmax: experts are scored by a softmax (V2) and not by sigmoids with a bias.
+    prefix: of the names of all weights.
     """
 
+    prefix: str
     vocab: int
     hidden: int
     layers: int
@@ -56,10 +59,20 @@ class DeepseekV3:
     draft_layers: int
 
     @property
+    def root(self) -> str:
+        """Where the layers are."""
+        return f"{self.prefix}model"
+
+    @property
+    def embedding(self) -> Embedding:
+        """The token embedding, the model's and the drafter's."""
+        return Embedding(f"{self.root}.embed_tokens", self.vocab, self.hidden)
+
+    @property
     def head(self) -> OutputHead:
         """The output head, the model's and the drafter's."""
-        tied_to = "model.embed_tokens" if self.tied else None
-        return OutputHead("lm_head", self.hidden, self.vocab, tied_to)
+        tied_to = f"{self.root}.embed_tokens" if self.tied else None
+        return OutputHead(f"{self.prefix}lm_head", self.hidden, self.vocab, tied_to)
 
     @property
     def softmax_scale(self) -> float:
@@ -98,6 +111,7 @@ def parse(config: Mapping[str, Any]) -> DeepseekV3:
     if routing.n_group > 1 and routing.experts < 2 * routing.n_group:
         raise read.refusal("n_group", "a group needs at least two experts to be scored")
     return DeepseekV3(
+        prefix="language_model." if "text_config" in config else "",
         vocab=read.whole("vocab_size"),
         hidden=read.whole("hidden_size"),
         layers=read.whole("num_hidden_layers"),
@@ -148,13 +162,13 @@ def build(config: Mapping[str, Any], dtype: torch.dtype) -> FamilyModel:
 def model(c: DeepseekV3, *, drafting: bool = False) -> Graph:
     """The language model; for drafting it keeps its normed hidden states."""
     g = Graph()
-    (cos, sin) = g.apply(RotaryTable("model.rotary", c.rope, c.attention.rope))
-    x = g(Embedding("model.embed_tokens", c.vocab, c.hidden))
+    (cos, sin) = g.apply(RotaryTable(f"{c.root}.rotary", c.rope, c.attention.rope))
+    x = g(c.embedding)
     for layer in range(c.layers):
         x = decoder(g, c, layer, x, cos, sin)
-    x = g(RMSNorm("model.norm", c.hidden, c.eps), x)
+    x = g(RMSNorm(f"{c.root}.norm", c.hidden, c.eps), x)
     if drafting:
-        x = g(KeepHidden("model.hidden", c.hidden), x)
+        x = g(KeepHidden(f"{c.root}.hidden", c.hidden), x)
     g.output(g(c.head, x))
     return g
 
@@ -164,9 +178,9 @@ def drafter(c: DeepseekV3) -> Graph:
 
     Published checkpoints repeat the embedding and the head in this layer; the model's are used.
     """
-    g, name = Graph(), f"model.layers.{c.layers}"
+    g, name = Graph(), f"{c.root}.layers.{c.layers}"
     (cos, sin) = g.apply(RotaryTable(f"{name}.rotary", c.rope, c.attention.rope))
-    e = g(Embedding("model.embed_tokens", c.vocab, c.hidden))
+    e = g(c.embedding)
     e = g(RMSNorm(f"{name}.enorm", c.hidden, c.eps), e)
     h = g(RMSNorm(f"{name}.hnorm", c.hidden, c.eps), g(GivenHidden(f"{name}.given", c.hidden)))
     x = g(Concat(f"{name}.concat", c.hidden, c.hidden), e, h)
@@ -179,7 +193,7 @@ def drafter(c: DeepseekV3) -> Graph:
 
 def decoder(g: Graph, c: DeepseekV3, layer: int, x: Value, cos: Value, sin: Value) -> Value:
     """One layer: latent attention, then the feed-forward or the experts."""
-    name = f"model.layers.{layer}"
+    name = f"{c.root}.layers.{layer}"
     h = g(RMSNorm(f"{name}.input_layernorm", c.hidden, c.eps), x)
     h = attention(g, c, f"{name}.self_attn", layer, h, cos, sin)
     x = g(Add(f"{name}.attention_residual", c.hidden), x, h)
@@ -251,12 +265,17 @@ def router(c: DeepseekV3, name: str) -> SigmoidRouter | SoftmaxRouter:
 
 
 def skipped(c: DeepseekV3, drafting: int = 0) -> tuple[str, ...]:
-    """Multi-token-prediction layers follow the main ones (they are for drafting), and buffers."""
+    """Multi-token-prediction layers follow the main ones (they are for drafting), and buffers.
+
+    Of a wrapper also the vision tower and what projects its output: they see no text.
+    """
     unused = "|".join(str(c.layers + i) for i in range(drafting, 8))
-    shared = rf"model\.layers\.{c.layers}\.(embed_tokens|shared_head\.head)\.weight"
+    layers = rf"{re.escape(c.root)}\.layers\."
+    shared = rf"{layers}{c.layers}\.(embed_tokens|shared_head\.head)\.weight"
     return (
-        rf"model\.layers\.({unused})\..*",
+        rf"{layers}({unused})\..*",
         r".*\.rotary_emb\.inv_freq",
         *((shared,) if drafting else ()),
-        *((r"lm_head\.weight",) if c.tied else ()),
+        *((rf"{re.escape(c.prefix)}lm_head\.weight",) if c.tied else ()),
+        *((r"(vision_tower|mm_projector)\..*",) if c.prefix else ()),
     )

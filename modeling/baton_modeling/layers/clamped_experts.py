@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from baton_kernels import ops
-from baton_modeling.binding import Binding
+from baton_modeling.binding import Binding, Step
 from baton_modeling.graph import Compute, Dispatch, Module, Signature
 from baton_modeling.layers.mxfp4 import BLOCK, unpacked
 from baton_modeling.placements import REPLICATED, Partial, Shard
@@ -84,12 +84,16 @@ class ClampedExperts(Module):
         gate_up_bias, down_bias = _apart(weights["gate_up_bias"]), weights["down_bias"]
         if binding.mesh.axis("moe_tp").coordinate(binding.mesh.rank) > 0:
             down_bias = torch.zeros_like(down_bias)  # it belongs to the sum once
-        run = binding.operator(
-            ops.moe_experts_clamped, experts=len(gate_up), hidden=self.hidden, inner=down.shape[2]
-        )
+        sizes = {"experts": len(gate_up), "hidden": self.hidden, "inner": down.shape[2]}
+        many = binding.operator(ops.moe_experts_clamped, None, **sizes)
+        few = binding.decoding(ops.moe_experts_clamped, None, **sizes)
         first = binding.mesh.axis("ep").coordinate(binding.mesh.rank) * len(gate_up)
         operands = (gate_up, gate_up_bias, down, down_bias, first, self.alpha, self.limit)
-        return lambda step, x, scales, chosen: run(x, scales, chosen, *operands)
+
+        def compute(step: Step, x: Tensor, scales: Tensor, chosen: Tensor) -> Tensor:
+            return (many if step.has_prefill else few)(x, scales, chosen, *operands)
+
+        return compute
 
 
 def _apart(alternating: Tensor) -> Tensor:

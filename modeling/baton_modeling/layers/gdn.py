@@ -94,9 +94,9 @@ class GatedDelta(Module):
         past = len(conv) * (s.taps - 1)
         sizes = {"key_size": s.key_size, "value_size": s.value_size, "value_heads": value_heads}
         gates = binding.operator(ops.delta_gates)
-        convolve_one = binding.operator(ops.conv_decode, taps=s.taps)
+        convolve_one = binding.decoding(ops.conv_decode, taps=s.taps)
         convolve_chunk = binding.operator(ops.conv_prefill, taps=s.taps)
-        update_one = binding.operator(ops.delta_decode, None, **sizes)
+        update_one = binding.decoding(ops.delta_decode, None, **sizes)
         update_chunk = binding.operator(ops.delta_prefill, None, **sizes)
 
         def run(step: Step, x: Tensor, a: Tensor, b: Tensor, *, decoding: bool) -> Tensor:
@@ -106,7 +106,8 @@ class GatedDelta(Module):
             state = cache.tensor[:, 0]
             inputs = state[:, :past].view(-1, len(conv), s.taps - 1)
             matrices = state[:, past:].view(-1, value_heads, s.key_size, s.value_size)
-            q, k, v = torch.split(convolve(x, conv, inputs, rows), widths, 1)
+            # float32 from here to the output's norm: what is rounded here, states keep.
+            q, k, v = torch.split(convolve(x.float(), conv, inputs, rows), widths, 1)
             return update(
                 q.view(-1, key_heads, s.key_size),
                 k.view(-1, key_heads, s.key_size),

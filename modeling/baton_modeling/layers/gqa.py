@@ -143,7 +143,7 @@ class GroupedAttention(Module):
         sizes |= {"converts": int(binding.converts_cache)}
         rotate = binding.operator(ops.rotate)
         write = binding.cache_write((kv_heads * size, kv_heads * size))
-        attend_one = binding.operator(ops.gqa_decode, None, **sizes)
+        attend_one = binding.decoding(ops.gqa_decode, None, **sizes)
         attend_chunk = binding.operator(ops.gqa_prefill, None, **sizes)
 
         def attend(step: Step, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -80,7 +80,7 @@ class LatentAttention(Module):
         sizes |= {"converts": int(binding.converts_cache)}
         rotate = binding.operator(ops.rotate)
         write = binding.cache_write((rank, shape.rope))
-        attend_one = binding.operator(ops.mla_decode, None, **sizes)
+        attend_one = binding.decoding(ops.mla_decode, None, **sizes)
         attend_chunk = binding.operator(ops.mla_prefill, None, **sizes)
         up = weights["kv_b"].view(heads, nope + shape.value, rank)
         w_uk, w_uv = up[:, :nope].contiguous(), up[:, nope:].contiguous()

@@ -166,8 +166,13 @@ class Experts(Module):
 
     def bind(self, binding: Binding, weights: Mapping[str, Tensor]) -> Compute:
         gate_up, down = weights["gate_up"], weights["down"]
-        run = binding.operator(
-            ops.moe_experts, experts=len(gate_up), hidden=self.hidden, inner=down.shape[2]
-        )
+        sizes = {"experts": len(gate_up), "hidden": self.hidden, "inner": down.shape[2]}
+        many = binding.operator(ops.moe_experts, None, **sizes)
+        few = binding.decoding(ops.moe_experts, None, **sizes)
         first = binding.mesh.axis("ep").coordinate(binding.mesh.rank) * len(gate_up)
-        return lambda step, x, scales, chosen: run(x, scales, chosen, gate_up, down, first)
+
+        def compute(step: Step, x: Tensor, scales: Tensor, chosen: Tensor) -> Tensor:
+            run = many if step.has_prefill else few
+            return run(x, scales, chosen, gate_up, down, first)
+
+        return compute

@@ -16,6 +16,8 @@
 #include <vector>
 
 #include "baton/ids.h"
+#include "baton/large_pages.h"
+#include "baton/prefetch.h"
 #include "baton/prefix_hash.h"
 #include "baton/prefix_index.h"
 
@@ -45,6 +47,8 @@ class [[nodiscard]] OwnedPage {
   // page is the answer and this one is free again; unless it is `in_flight`, read by rows that
   // know it by number: then it stays, under no identity.
   [[nodiscard]] SealedPage seal(const Digest& identity, bool in_flight = false) &&;
+  // Before `seal`: what it reads and writes of the pool.
+  inline void prefetch_seal(const Digest& identity) const;
   // The same for a partial page: it can be leased by its identity, but is not kept as cache.
   [[nodiscard]] SealedPage seal_tail(const Digest& identity) &&;
   // Makes the page immutable under no identity: only who is given a reference reaches it, and it is
@@ -209,7 +213,7 @@ class PagePool {
   void unlink(PageId id);
 
   std::size_t group_;
-  std::vector<Page> pages_;
+  std::vector<Page, LargePages<Page>> pages_;
   std::vector<PageId> free_;
   PrefixIndex index_;
   std::vector<Digest> evicted_;
@@ -219,6 +223,11 @@ class PagePool {
   std::size_t owned_ = 0;
   std::size_t leased_ = 0;
 };
+
+inline void OwnedPage::prefetch_seal(const Digest& identity) const {
+  pool_->index_.prefetch_home(identity);
+  prefetch(&pool_->at(id_), sizeof(PagePool::Page));
+}
 
 inline std::size_t SealedPage::group() const {
   return pool_->group();

@@ -10,6 +10,7 @@
 
 #include "baton/ids.h"
 #include "baton/page_pool.h"
+#include "baton/prefetch.h"
 #include "baton/side_tables.h"
 
 namespace baton {
@@ -68,6 +69,12 @@ class [[nodiscard]] PageTable {
     sealed_.push_back(take_first_owned().seal_tail(identity));
     return sealed_.back().id();
   }
+  // Before `seal_next`: the ends of the lists; then, with the identity, where the page is found.
+  void prefetch_seal() const {
+    prefetch(owned_.data() + first_owned_, sizeof(OwnedPage));
+    prefetch(sealed_.data() + sealed_.size(), sizeof(SealedPage));
+  }
+  void prefetch_seal(const Digest& identity) const { owned_[first_owned_].prefetch_seal(identity); }
   // Makes the first writable page immutable under no identity.
   void freeze_next() { sealed_.push_back(take_first_owned().freeze()); }
 

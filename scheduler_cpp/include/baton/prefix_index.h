@@ -9,6 +9,8 @@
 #include <vector>
 
 #include "baton/ids.h"
+#include "baton/large_pages.h"
+#include "baton/prefetch.h"
 #include "baton/prefix_hash.h"
 
 namespace baton {
@@ -26,6 +28,11 @@ class PrefixIndex {
       const Cell& cell = cells_[i];
       if (cell.page == kNone || cell.identity == identity) return cell.page;
     }
+  }
+
+  // Before `find` or `insert`: where it starts to look.
+  void prefetch_home(const Digest& identity) const {
+    prefetch(&cells_[home(identity)], sizeof(Cell));
   }
 
   // The identity must not be present.
@@ -65,7 +72,7 @@ class PrefixIndex {
 
   std::size_t mask_;
   std::size_t size_ = 0;
-  std::vector<Cell> cells_;
+  std::vector<Cell, LargePages<Cell>> cells_;
 };
 
 }  // namespace baton

@@ -228,6 +228,17 @@ class [[nodiscard]] Decoding {
     event.copy = pages_.fork(event.child, event.common, sequence_->page_size);
   }
   bool can_seal() const { return computed_ >= seal_at_; }
+  // Whether the token after `ahead` more is the last of a page, which its row will let seal.
+  bool fills_page(std::size_t ahead) const { return computed_ + ahead + 1 == seal_at_; }
+  // Before `name_next`.
+  void prefetch_naming() const {
+    sequence_->prefetch_identity();
+    pages_.prefetch_seal();
+  }
+  // The page that is sealed next gets its name: all its tokens must be known.
+  const Digest& name_next() const { return sequence_->identity(pages_.sealed()); }
+  // Before `seal_next`, once the page has its name.
+  void prefetch_seal() const { pages_.prefetch_seal(name_next()); }
   PageId seal_next(bool in_flight) {
     seal_at_ += sequence_->page_size;
     return pages_.seal_next(sequence_->identity(pages_.sealed()), in_flight);

@@ -283,6 +283,7 @@ class Scheduler {
                      const Digest& identity);
   void note_sealed(const Record& record, std::size_t group, std::size_t index, PageId page,
                    const Digest& identity);
+  void name_full_pages(const Flight& flight);
   template <class S>
   void seal_full_pages(Record& record);
   void stop_if_over(Record& record, RowFlag flag);

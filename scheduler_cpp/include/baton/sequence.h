@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "baton/ids.h"
+#include "baton/prefetch.h"
 #include "baton/prefix_hash.h"
 #include "baton/slab.h"
 #include "baton/token_log.h"
@@ -18,11 +19,11 @@ enum class Goal : std::uint8_t { kGenerate, kHandOver, kAwait };
 struct Sequence {
   Sequence(RequestId id, Goal goal, SipKey key, std::size_t page_size,
            std::span<const Token> prompt, std::size_t max_new_tokens, std::size_t fetch_pages)
-      : tokens(prompt, prompt.size() + max_new_tokens),
-        prompt_tokens(prompt.size()),
+      : prompt_tokens(prompt.size()),
         max_new_tokens(max_new_tokens),
         page_size(page_size),
         id(id),
+        tokens(prompt, prompt.size() + max_new_tokens),
         key(key),
         fetch_pages(fetch_pages),
         goal(goal) {
@@ -31,11 +32,11 @@ struct Sequence {
   }
 
   // What every decode step reads comes first.
-  TokenLog tokens;  // prompt, then generated
   const std::size_t prompt_tokens;
   const std::size_t max_new_tokens;
   const std::size_t page_size;
   const RequestId id;
+  TokenLog tokens;                 // prompt, then generated
   std::vector<Digest> identities;  // of full pages, each computed once
   std::vector<Token> draft;        // guesses at the next tokens, valid while it says so itself
   const SipKey key;
@@ -44,6 +45,13 @@ struct Sequence {
 
   std::size_t generated() const { return tokens.size() - prompt_tokens; }
   std::size_t full_pages() const { return tokens.size() / page_size; }
+
+  // Before the next page is named: what that reads and writes.
+  void prefetch_identity() const {
+    tokens.prefetch_end();
+    const std::size_t parent = identities.size() - !identities.empty();
+    prefetch(identities.data() + parent, 2 * sizeof(Digest));
+  }
 
   // Identity of full page `index`; those before it are known already or become so.
   const Digest& identity(std::size_t index) {

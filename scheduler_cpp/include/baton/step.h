@@ -53,6 +53,8 @@ struct Flight {
   std::uint64_t sequence = 0;
   Plan plan;
   std::vector<RowClaim> rows;
+  // The decode rows, by number, that feed the last token of a page.
+  std::vector<std::uint32_t> filling;
   // Pages that its copies read, and requests that own such pages.
   std::vector<SealedPage> pins;
   std::vector<RowClaim> sources;
@@ -75,6 +77,7 @@ class StepQueue {
   void land() {
     Flight& flight = at(0);
     flight.rows.clear();
+    flight.filling.clear();
     flight.pins.clear();
     flight.sources.clear();
     flight.is_void = false;

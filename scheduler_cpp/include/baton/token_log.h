@@ -1,6 +1,6 @@
-// The tokens of a request. New ones gather beside the counters that a decode step touches anyway
-// and move to the long array a handful at a time: one cold cache line every kFresh steps, not one
-// every step, whatever the context's length.
+// The tokens of a request. New ones gather beside the counters that a decode step touches anyway,
+// and move to the long array when there is a page of them: its end is never in the cache, so it is
+// touched once a page and not every step, whatever the context's length.
 #pragma once
 
 #include <array>
@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "baton/ids.h"
+#include "baton/prefetch.h"
 
 namespace baton {
 
@@ -27,6 +28,11 @@ class TokenLog {
     fresh_[fresh_count_++] = token;
   }
 
+  // Before `all`: where the new tokens go in the long array.
+  void prefetch_end() const {
+    prefetch(settled_.data() + settled_.size(), fresh_count_ * sizeof(Token));
+  }
+
   // All tokens, in one piece.
   std::span<const Token> all() {
     settle();
@@ -34,7 +40,7 @@ class TokenLog {
   }
 
  private:
-  static constexpr std::size_t kFresh = 15;
+  static constexpr std::size_t kFresh = 64;  // a page of the usual size
 
   void settle() {
     settled_.insert(settled_.end(), fresh_.begin(),
@@ -42,9 +48,9 @@ class TokenLog {
     fresh_count_ = 0;
   }
 
+  std::vector<Token> settled_;
   std::uint32_t fresh_count_ = 0;
   std::array<Token, kFresh> fresh_;
-  std::vector<Token> settled_;
 };
 
 }  // namespace baton

@@ -4,7 +4,7 @@ from baton.v1 import kv_pb2 as pb
 from baton_kvstore.directory import HASH_BYTES, split_hashes
 from baton_kvstore.nvme import NvmeTier
 from baton_kvstore.tier import TierHolder
-from baton_transfer import KvPeerServicer
+from baton_transfer import KvPeerServicer, LeaseAnswer
 
 
 class TierServicer(KvPeerServicer):
@@ -14,12 +14,16 @@ class TierServicer(KvPeerServicer):
         super().__init__(holder, me)
         self.disk: NvmeTier | None = None
 
-    async def acquire(self, request: pb.AcquireRequest) -> pb.AcquireResponse:
+    def answer(self, request: pb.LeaseRequest) -> LeaseAnswer:
         """As every holder's."""
-        if self.disk is None or len(request.page_hashes) % HASH_BYTES:
-            return await super().acquire(request)
-        unpin = await self.disk.load(split_hashes(request.page_hashes))
+        wanted = request.acquire.page_hashes
+        if self.disk is None or not wanted or len(wanted) % HASH_BYTES:
+            return self.answer_now(request)
+        return self._loaded(self.disk, request)
+
+    async def _loaded(self, disk: NvmeTier, request: pb.LeaseRequest) -> pb.LeaseResponse:
+        unpin = await disk.load(split_hashes(request.acquire.page_hashes))
         try:
-            return await super().acquire(request)
+            return self.answer_now(request)
         finally:
             unpin()

@@ -12,7 +12,7 @@ from baton_kvstore.config import KvstoreConfig
 from baton_kvstore.directory_service import DirectoryServicer
 from baton_kvstore.session_service import SessionServicer
 from baton_kvstore.store import Store
-from baton_rpc import Server, stop_signal
+from baton_rpc import Server, host_of, stop_signal
 from baton_telemetry import KvstoreMetrics, serve_metrics
 from baton_transfer import configure_ucx, new_epoch
 
@@ -36,6 +36,7 @@ async def serve(config: KvstoreConfig) -> None:
     )
     exposition = serve_metrics(config.metrics, metrics) if config.metrics else None
     try:
+        await store.peers.open_leases(host_of(config.listen))
         await server.start()
         me.address = config.advertise or server.address
         log.info("kvstore %s serves on %s", me.name, server.address)
@@ -43,6 +44,7 @@ async def serve(config: KvstoreConfig) -> None:
         # Watchers' streams never end by themselves: no point in waiting for them.
         await server.stop()
     finally:
+        await store.peers.close_leases()
         await store.close()
         if exposition is not None:
             exposition.close()

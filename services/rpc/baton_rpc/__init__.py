@@ -1,6 +1,6 @@
 """How Baton speaks gRPC: server assembly, the error table, channels, an orderly end."""
 
-from baton_rpc.address import Address, Addresses
+from baton_rpc.address import Address, Addresses, host_of
 from baton_rpc.channels import channel
 from baton_rpc.credentials import TlsFiles, bearer
 from baton_rpc.described import adder
@@ -20,6 +20,7 @@ __all__ = [
     "adder",
     "bearer",
     "channel",
+    "host_of",
     "refusal_of",
     "status_of",
     "stop_signal",

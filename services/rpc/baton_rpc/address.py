@@ -15,3 +15,8 @@ def _one_or_many(value: object) -> object:
 
 # Of one service in several processes. One may stand alone, and null means that there is none.
 Addresses = Annotated[tuple[Address, ...], BeforeValidator(_one_or_many)]
+
+
+def host_of(address: str) -> str:
+    """The host of host:port, without the brackets of an IPv6 address."""
+    return address.rpartition(":")[0].strip("[]")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from baton.v1 import kv_pb2, kv_pb2_grpc, worker_pb2_grpc
 from baton.v1 import worker_pb2 as wire
 from baton_engine import Engine, GrammarCompiler, StepEvents
-from baton_rpc import Mount, Server, stop_signal
+from baton_rpc import Mount, Server, host_of, stop_signal
 from baton_scheduler import cache_key
 from baton_telemetry import WorkerMetrics, serve_metrics
 from baton_transfer import WIRE_VERSION, DirectoryPublisher, KvPeerServicer
@@ -99,13 +99,13 @@ class _Worker:
         self._desk = Desk(engine, role, self._about.vocab_size, self._measuring, constraints)
         # Its address is known once the port is; everybody below holds this one object.
         self._me = kv_pb2.Peer(name=config.name, epoch=engine.epoch)
-        peer = KvPeerServicer(engine.holder, self._me, self._about.identity, engine.exported)
+        self._peer = KvPeerServicer(engine.holder, self._me, self._about.identity, engine.exported)
         mounts: list[Mount] = [
             (
                 WorkerServicer(self._desk, self._hello),
                 worker_pb2_grpc.add_WorkerServiceServicer_to_server,
             ),
-            (peer, kv_pb2_grpc.add_KvPeerServiceServicer_to_server),
+            (self._peer, kv_pb2_grpc.add_KvPeerServiceServicer_to_server),
         ]
         if config.gateway is not None:
             mounts += self._direct_mounts()
@@ -142,6 +142,7 @@ class _Worker:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serves until `stop`, then drains."""
+        await self._peer.open_leases(host_of(self._config.listen))
         await self._server.start(serving=False)
         self._me.address = self._config.advertise or self._server.address
         try:
@@ -163,6 +164,7 @@ class _Worker:
             for publisher in self._publishers:
                 await publisher.stop()
             await self._server.stop()
+            await self._peer.close_leases()
 
     def _start_publishing(self) -> None:
         for address in self._config.kvstore:

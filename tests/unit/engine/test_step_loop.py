@@ -24,6 +24,7 @@ from baton_engine import (
 )
 from baton_engine.batch import StepInput
 from baton_engine.core import EngineCore, now_us
+from baton_engine.guessing import DraftOrder
 from baton_engine.ports import SampleResult, StopMatch
 from baton_engine.step_loop import Published, RanksLost, StepLoop
 
@@ -36,15 +37,27 @@ class Runner:
 
     before: Callable[[StepInput], None] = lambda step: None
     steps: list[StepInput] = field(default_factory=list)
+    guesses: int = 0
+    asked: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
+    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(3))
 
     def run(self, step: StepInput) -> torch.Tensor | None:
         self.steps.append(step)
         if not len(step.rows):
             return None
         self.before(step)
-        rows = step.rows[step.rows[:, 3] != 0]
-        last = step.token_ids[rows[:, 4] + rows[:, 1] - 1]
+        spans = [(at + n - wanted, at + n) for _, n, _, wanted, at, _ in step.rows.tolist()]
+        last = np.concatenate([step.token_ids[start:end] for start, end in spans])
         return torch.nn.functional.one_hot(torch.from_numpy((last + 1) % VOCAB).long(), VOCAB)
+
+    def draft(self, order: DraftOrder) -> np.ndarray:
+        """What will be said, but for the guess that is wrong, and fewer where pages end."""
+        self.asked.append((self.steps[-1].rows.copy(), order.rows.copy()))
+        following = order.rows[order.rows[:, 2] != 0, 1]
+        right = (following[:, None] + 1 + np.arange(self.guesses)) % VOCAB
+        wrong = np.where(self.rng.random(right.shape) < 0.2, (right + 5) % VOCAB, right)
+        known = self.rng.integers(0, self.guesses + 1, len(right))
+        return np.where(np.arange(self.guesses) < known[:, None], wrong, -1).astype(np.int32)
 
 
 class Sampler:
@@ -76,7 +89,8 @@ class Sampler:
         for slot, position, token in zip(slots, positions, tokens, strict=True):
             prompt, output = self.histories[int(slot)]
             assert len(prompt) + len(output) == position, "the sampler's history is behind"
-            output.append(int(token))
+            if int(token) not in self.poison:
+                output.append(int(token))
         return SampleResult(tokens, None, np.isin(tokens, list(self.poison)))
 
 
@@ -119,12 +133,19 @@ class Bench:
             "hold_us": 1_000_000,
         }
         limits.update(settings)
+        guesses = settings.get("max_draft_tokens", 0)
         config = scheduling.Config(role=scheduling.Role.DECODE, **limits)
         self.core = EngineCore(scheduling.Scheduler(config), PAGE, None)
-        self.runner, self.sampler, self.stops = Runner(), Sampler(), Stops()
+        self.runner, self.sampler, self.stops = Runner(guesses=guesses), Sampler(), Stops()
         self.published: queue.Queue[Published] = queue.Queue()
         self.loop = StepLoop(
-            self.core, self.runner, self.sampler, self.stops, self.published.put, 8
+            self.core,
+            self.runner,
+            self.sampler,
+            self.stops,
+            self.published.put,
+            8,
+            drafts=guesses > 0,
         )
         self.told: dict[str, list[object]] = {}
 
@@ -325,6 +346,75 @@ def test_retraction_gives_the_sampler_its_whole_history() -> None:
         assert bench.core.pool().retractions > 0
     bench.idle_pool()
     bench.stop()
+
+
+@pytest.fixture
+def drafting() -> Iterator[Bench]:
+    bench = Bench(max_draft_tokens=3, num_pages=20, max_context=64)
+    bench.loop.start()
+    yield bench
+    bench.stop()
+
+
+def test_guesses_change_only_how_many_tokens_a_step_brings(drafting: Bench) -> None:
+    # In a pool that is too small, so that requests are retracted with guesses under way.
+    eos = {2: (9,), 5: (30, 12)}
+    for i in range(8):
+        drafting.submit(f"r{i}", [i] * 9, 25, eos.get(i, ()))
+    for i in range(8):
+        assert isinstance(drafting.ended(f"r{i}"), Done)
+        said = counting(i, 25)
+        ends = [said.index(token) + 1 for token in eos.get(i, ()) if token in said]
+        assert drafting.tokens(f"r{i}") == said[: min(ends, default=25)]
+    with drafting.core.lock:
+        pool = drafting.core.pool()
+    assert pool.retractions > 0
+    assert 0 < pool.accepted_draft_tokens < pool.draft_tokens
+    sizes = [len(e.token_ids) for told in drafting.told.values() for e in told
+             if isinstance(e, TokensEmitted)]  # fmt: skip
+    assert max(sizes) == 4
+    drafting.idle_pool()
+
+
+def test_poison_among_guesses_fails_its_request_after_the_tokens_before(drafting: Bench) -> None:
+    drafting.sampler.poison = {20}
+    for i in range(6):
+        drafting.submit(f"r{i}", [i * 4], 10)
+    for i in range(6):
+        end = drafting.ended(f"r{i}")
+        if i * 4 < 20 <= i * 4 + 10:
+            assert isinstance(end, Failed) and end.reason is FailReason.NUMERIC
+            assert f"position {20 - i * 4}" in end.message
+            assert drafting.tokens(f"r{i}") == counting(i * 4, 19 - i * 4)
+        else:
+            assert isinstance(end, Done) and drafting.tokens(f"r{i}") == counting(i * 4, 10)
+    drafting.idle_pool()
+
+
+def test_a_drafter_is_told_what_follows_every_row(drafting: Bench) -> None:
+    prompt = list(range(20))
+    drafting.submit("a", prompt, 12)  # in two chunks
+    drafting.ended("a")
+    told = prompt + drafting.tokens("a")
+    for rows, asked in drafting.runner.asked:
+        for (_, query, context, samples, *_), (kept, following, wanted) in zip(
+            rows.tolist(), asked.tolist(), strict=True
+        ):
+            assert 0 < kept <= query and (samples > 1 or kept == query)
+            assert told[context + kept] == following
+            assert wanted == (samples > 0)
+    assert drafting.runner.asked[0][0][:, 1].tolist() == [16]
+
+
+def test_a_drafter_that_raises_is_a_failed_step(drafting: Bench) -> None:
+    draft = drafting.runner.draft
+    drafting.runner.draft = None  # type: ignore[assignment, method-assign]
+    drafting.submit("a", [1], 3)
+    assert isinstance(drafting.ended("a"), Failed)
+    drafting.runner.draft = draft  # type: ignore[method-assign]
+    drafting.submit("b", [1], 3)
+    assert isinstance(drafting.ended("b"), Done)
+    drafting.idle_pool()
 
 
 def test_eos_is_the_last_token(bench: Bench) -> None:

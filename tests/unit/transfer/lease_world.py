@@ -2,8 +2,9 @@
 
 Real: LeaseBook (the holder's side) and the judgement of a read (`judged`, the
 reader's side). Simulated: the network (loss, duplication, any order), NIXL
-(bytes move at any moment between post and fence), both processes' deaths, and
-a holder that reuses every page it may.
+(the two halves of a page move at any moments between post and fence, so that a
+page can be torn), both processes' deaths, and a holder that reuses every page
+it may. A page with checksums is accepted before its lease is released.
 """
 
 import heapq
@@ -23,6 +24,7 @@ TTL = 4.0
 RPC_TIMEOUT = 3.0
 READ_DEADLINE = 6.0
 GARBAGE = -1
+TORN = -2
 
 
 @dataclass(slots=True)
@@ -132,6 +134,7 @@ class Pull:
     targets: list[int]
     lease: int = 0
     sums: list[int] = field(default_factory=list)
+    halves: list[list[int]] = field(default_factory=list)  # of each page, what has moved
     moved: int = 0
     failure: ReadFailure | None = None
     phase: str = "acquiring"
@@ -147,6 +150,7 @@ class Reader:
         self.busy: set[int] = set()
         self.accepted = 0
         self.rejected = 0
+        self.outlived = 0  # reads that were judged by their checksums, their lease being over
         world.later(0.1, self.pull)
 
     def pull(self) -> None:
@@ -177,23 +181,29 @@ class Reader:
         pull.lease, slots, pull.sums = answer
         pull.phase = "reading"
         life = self.holder.epoch
+        pull.halves = [[GARBAGE, GARBAGE] for _ in slots]
         for page, slot in enumerate(slots):
-            delay = self.world.random.expovariate(0.7)
-            self.world.later(delay, lambda p=page, s=slot: self.move(pull, life, p, s))
+            for half in (0, 1):
+                delay = self.world.random.expovariate(1.0)
+                self.world.later(
+                    delay, lambda p=page, s=slot, h=half: self.move(pull, life, p, s, h)
+                )
         self.world.later(READ_DEADLINE, lambda: self.fence(pull, ReadFailure.DEADLINE))
         self.world.later(TTL / 4, lambda: self.beat(pull))
 
-    def move(self, pull: Pull, life: int, page: int, slot: int) -> None:
-        """NIXL copies one page, unless the fence fell or the holder's process is another one."""
+    def move(self, pull: Pull, life: int, page: int, slot: int, half: int) -> None:
+        """NIXL copies half a page, unless the fence fell or the holder's process is another."""
         if pull.phase != "reading":
             return
         if self.holder.epoch != life:
             self.fence(pull, ReadFailure.DISCONNECTED)
             return
         assert pull.targets[page] in self.busy
-        self.memory[pull.targets[page]] = self.holder.memory[slot]
+        halves = pull.halves[page]
+        halves[half] = self.holder.memory[slot]
+        self.memory[pull.targets[page]] = halves[0] if halves[0] == halves[1] else TORN
         pull.moved += 1
-        if pull.moved == len(pull.sums):
+        if pull.moved == 2 * len(pull.sums):
             self.ended(pull, None)
 
     def beat(self, pull: Pull) -> None:
@@ -215,13 +225,20 @@ class Reader:
         """The read is terminal. Pages that arrived one by one count as a prefix only."""
         pull.phase = "releasing"
         pull.failure = failure
+        proven = self.world.chances.checksums
 
         def heard() -> None:
             valid = self.holder.release(pull.epoch, pull.lease)
-            self.world.send(lambda: self.verdict(pull, valid))
+            if proven:
+                self.outlived += not valid
+            else:
+                self.world.send(lambda: self.verdict(pull, valid))
 
         self.world.send(heard)
-        self.world.later(RPC_TIMEOUT, lambda: self.unheard(pull, "releasing"))
+        if proven:  # nobody waits for the answer
+            self.verdict(pull, None)
+        else:
+            self.world.later(RPC_TIMEOUT, lambda: self.unheard(pull, "releasing"))
 
     def unheard(self, pull: Pull, phase: str) -> None:
         if pull.phase != phase:
@@ -261,8 +278,9 @@ class Reader:
             self.memory[target] = GARBAGE
 
 
-def run_schedule(seed: int) -> tuple[int, int]:
-    """One schedule, checked; (accepted pages, pulls rejected as expired)."""
+def run_schedule(seed: int) -> tuple[int, int, int]:
+    """One schedule, checked; (accepted pages, pulls rejected as expired, reads that outlived
+    their lease and were judged by checksums)."""
     world = World(seed)
     holder = Holder(world)
     reader = Reader(world, holder)
@@ -271,19 +289,19 @@ def run_schedule(seed: int) -> tuple[int, int]:
     assert len(holder.book) == 0, "a lease never ended"
     assert holder.book.leased_pages == 0
     assert not reader.busy, "a target page never came out of quarantine"
-    return reader.accepted, reader.rejected
+    return reader.accepted, reader.rejected, reader.outlived
 
 
-def explore(first: int, count: int) -> tuple[int, int]:
+def explore(first: int, count: int) -> tuple[int, int, int]:
     """Schedules first ... first + count - 1; the sums of run_schedule."""
-    accepted = rejected = 0
+    accepted = rejected = outlived = 0
     for seed in range(first, first + count):
         try:
-            good, bad = run_schedule(seed)
+            good, bad, late = run_schedule(seed)
         except AssertionError as error:
             raise AssertionError(f"schedule {seed}: {error}") from error
-        accepted, rejected = accepted + good, rejected + bad
-    return accepted, rejected
+        accepted, rejected, outlived = accepted + good, rejected + bad, outlived + late
+    return accepted, rejected, outlived
 
 
 if __name__ == "__main__":

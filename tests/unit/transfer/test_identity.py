@@ -2,12 +2,14 @@
 
 import pytest
 
-from baton.v1.kv_pb2 import CacheGroupIdentity, CacheIdentity
+from baton.v1.kv_pb2 import CacheGroupIdentity, CacheIdentity, HeadBlock
 from baton_transfer import cache_identity, differing_field, new_epoch
 
 
 def identity(**changes: object) -> CacheIdentity:
     group = CacheGroupIdentity(name="full", dtype="float32", layers=2, page_bytes=4096)
+    heads = int(str(changes.pop("heads", 4)))
+    group.blocks.append(HeadBlock(heads=heads, head_bytes=128 // heads))
     for name in ("dtype", "layers", "page_bytes"):
         if name in changes:
             setattr(group, name, changes.pop(name))
@@ -26,6 +28,7 @@ def identity(**changes: object) -> CacheIdentity:
         ({"dtype": "bfloat16"}, "groups[full].dtype"),
         ({"layers": 3}, "groups[full].layers"),
         ({"page_bytes": 1}, "groups[full].page_bytes"),
+        ({"heads": 2}, "groups[full].blocks"),
         ({"copies": 2}, "groups"),
     ],
 )

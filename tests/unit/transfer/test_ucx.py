@@ -4,7 +4,7 @@ import pytest
 
 from baton_transfer import Transport, configure_ucx
 from baton_transfer.doctor import examine
-from baton_transfer.ucx import SETTINGS, progress_delay_us
+from baton_transfer.ucx import SETTINGS, post_copies, progress_delay_us
 
 
 @pytest.fixture(autouse=True)
@@ -25,6 +25,7 @@ def test_each_transport_has_its_settings(transport: str, tls: str, delay_us: int
     assert holds["UCX_TLS"] == tls
     assert holds["UCX_TCP_USER_TIMEOUT"] == "5s"
     assert progress_delay_us() == delay_us
+    assert post_copies() == (transport == "local")
 
 
 def test_what_the_operator_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:

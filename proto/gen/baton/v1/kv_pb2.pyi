@@ -111,14 +111,18 @@ class HandshakeRequest(_message.Message):
     def __init__(self, reader: _Optional[_Union[Peer, _Mapping]] = ..., cache: _Optional[_Union[CacheIdentity, _Mapping]] = ...) -> None: ...
 
 class HandshakeResponse(_message.Message):
-    __slots__ = ("holder", "cache", "memory")
+    __slots__ = ("holder", "cache", "memory", "lease_port", "lease_ticket")
     HOLDER_FIELD_NUMBER: _ClassVar[int]
     CACHE_FIELD_NUMBER: _ClassVar[int]
     MEMORY_FIELD_NUMBER: _ClassVar[int]
+    LEASE_PORT_FIELD_NUMBER: _ClassVar[int]
+    LEASE_TICKET_FIELD_NUMBER: _ClassVar[int]
     holder: Peer
     cache: CacheIdentity
     memory: ExportedCache
-    def __init__(self, holder: _Optional[_Union[Peer, _Mapping]] = ..., cache: _Optional[_Union[CacheIdentity, _Mapping]] = ..., memory: _Optional[_Union[ExportedCache, _Mapping]] = ...) -> None: ...
+    lease_port: int
+    lease_ticket: bytes
+    def __init__(self, holder: _Optional[_Union[Peer, _Mapping]] = ..., cache: _Optional[_Union[CacheIdentity, _Mapping]] = ..., memory: _Optional[_Union[ExportedCache, _Mapping]] = ..., lease_port: _Optional[int] = ..., lease_ticket: _Optional[bytes] = ...) -> None: ...
 
 class ExportedCache(_message.Message):
     __slots__ = ("ranks",)
@@ -161,14 +165,33 @@ class LeaseRequest(_message.Message):
     def __init__(self, acquire: _Optional[_Union[AcquireRequest, _Mapping]] = ..., renew: _Optional[_Union[RenewRequest, _Mapping]] = ..., release: _Optional[_Union[ReleaseRequest, _Mapping]] = ...) -> None: ...
 
 class LeaseResponse(_message.Message):
-    __slots__ = ("acquire", "renew", "release")
+    __slots__ = ("acquire", "renew", "release", "refused")
     ACQUIRE_FIELD_NUMBER: _ClassVar[int]
     RENEW_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
     acquire: AcquireResponse
     renew: RenewResponse
     release: ReleaseResponse
-    def __init__(self, acquire: _Optional[_Union[AcquireResponse, _Mapping]] = ..., renew: _Optional[_Union[RenewResponse, _Mapping]] = ..., release: _Optional[_Union[ReleaseResponse, _Mapping]] = ...) -> None: ...
+    refused: LeaseRefusal
+    def __init__(self, acquire: _Optional[_Union[AcquireResponse, _Mapping]] = ..., renew: _Optional[_Union[RenewResponse, _Mapping]] = ..., release: _Optional[_Union[ReleaseResponse, _Mapping]] = ..., refused: _Optional[_Union[LeaseRefusal, _Mapping]] = ...) -> None: ...
+
+class LeaseRefusal(_message.Message):
+    __slots__ = ("reason", "message", "metadata")
+    class MetadataEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    METADATA_FIELD_NUMBER: _ClassVar[int]
+    reason: _errors_pb2.ErrorReason
+    message: str
+    metadata: _containers.ScalarMap[str, str]
+    def __init__(self, reason: _Optional[_Union[_errors_pb2.ErrorReason, str]] = ..., message: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class AcquireRequest(_message.Message):
     __slots__ = ("reader", "epoch", "page_hashes", "ttl_ms", "group")
@@ -213,14 +236,16 @@ class RenewResponse(_message.Message):
     def __init__(self, expired: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ReleaseRequest(_message.Message):
-    __slots__ = ("epoch", "lease_ids", "handed_over")
+    __slots__ = ("epoch", "lease_ids", "handed_over", "proven")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     LEASE_IDS_FIELD_NUMBER: _ClassVar[int]
     HANDED_OVER_FIELD_NUMBER: _ClassVar[int]
+    PROVEN_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     lease_ids: _containers.RepeatedScalarFieldContainer[int]
     handed_over: _containers.RepeatedCompositeFieldContainer[HandedOver]
-    def __init__(self, epoch: _Optional[int] = ..., lease_ids: _Optional[_Iterable[int]] = ..., handed_over: _Optional[_Iterable[_Union[HandedOver, _Mapping]]] = ...) -> None: ...
+    proven: bool
+    def __init__(self, epoch: _Optional[int] = ..., lease_ids: _Optional[_Iterable[int]] = ..., handed_over: _Optional[_Iterable[_Union[HandedOver, _Mapping]]] = ..., proven: bool = ...) -> None: ...
 
 class HandedOver(_message.Message):
     __slots__ = ("request_id", "attempt")

@@ -29,6 +29,13 @@ class KvPeerServiceStub(object):
     """Served by everyone who holds pages: prefill, decode, kvstore. The reader
     leases pages by identity, reads them with NIXL, releases and learns from
     the release whether what it read was stable.
+
+    Leases are asked for, renewed and ended on one TCP connection per pair, not by calls: a round
+    trip of a call costs more than reading a page. The handshake names its port, on the host that
+    answered it. Both ends send frames: a length in four bytes, little-endian, and that many bytes.
+    The reader's first frame is the handshake's ticket; a wrong one ends the connection. Its others
+    are LeaseRequests, and each gets one LeaseResponse, in the order of the requests. Leases outlive
+    the connection, by the holder's clock.
     """
 
     def __init__(self, channel):
@@ -42,11 +49,6 @@ class KvPeerServiceStub(object):
                 request_serializer=baton_dot_v1_dot_kv__pb2.HandshakeRequest.SerializeToString,
                 response_deserializer=baton_dot_v1_dot_kv__pb2.HandshakeResponse.FromString,
                 _registered_method=True)
-        self.Lease = channel.stream_stream(
-                '/baton.v1.KvPeerService/Lease',
-                request_serializer=baton_dot_v1_dot_kv__pb2.LeaseRequest.SerializeToString,
-                response_deserializer=baton_dot_v1_dot_kv__pb2.LeaseResponse.FromString,
-                _registered_method=True)
         self.WatchHandovers = channel.unary_stream(
                 '/baton.v1.KvPeerService/WatchHandovers',
                 request_serializer=baton_dot_v1_dot_kv__pb2.WatchHandoversRequest.SerializeToString,
@@ -58,19 +60,17 @@ class KvPeerServiceServicer(object):
     """Served by everyone who holds pages: prefill, decode, kvstore. The reader
     leases pages by identity, reads them with NIXL, releases and learns from
     the release whether what it read was stable.
+
+    Leases are asked for, renewed and ended on one TCP connection per pair, not by calls: a round
+    trip of a call costs more than reading a page. The handshake names its port, on the host that
+    answered it. Both ends send frames: a length in four bytes, little-endian, and that many bytes.
+    The reader's first frame is the handshake's ticket; a wrong one ends the connection. Its others
+    are LeaseRequests, and each gets one LeaseResponse, in the order of the requests. Leases outlive
+    the connection, by the holder's clock.
     """
 
     def Handshake(self, request, context):
         """Missing associated documentation comment in .proto file."""
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def Lease(self, request_iterator, context):
-        """Leases are asked for, renewed and ended on one stream per pair: a message costs a quarter of
-        a call. Each request gets one answer, in the order of the requests. A refusal ends the stream;
-        leases outlive it, by the holder's clock.
-        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -91,11 +91,6 @@ def add_KvPeerServiceServicer_to_server(servicer, server):
                     request_deserializer=baton_dot_v1_dot_kv__pb2.HandshakeRequest.FromString,
                     response_serializer=baton_dot_v1_dot_kv__pb2.HandshakeResponse.SerializeToString,
             ),
-            'Lease': grpc.stream_stream_rpc_method_handler(
-                    servicer.Lease,
-                    request_deserializer=baton_dot_v1_dot_kv__pb2.LeaseRequest.FromString,
-                    response_serializer=baton_dot_v1_dot_kv__pb2.LeaseResponse.SerializeToString,
-            ),
             'WatchHandovers': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchHandovers,
                     request_deserializer=baton_dot_v1_dot_kv__pb2.WatchHandoversRequest.FromString,
@@ -113,6 +108,13 @@ class KvPeerService(object):
     """Served by everyone who holds pages: prefill, decode, kvstore. The reader
     leases pages by identity, reads them with NIXL, releases and learns from
     the release whether what it read was stable.
+
+    Leases are asked for, renewed and ended on one TCP connection per pair, not by calls: a round
+    trip of a call costs more than reading a page. The handshake names its port, on the host that
+    answered it. Both ends send frames: a length in four bytes, little-endian, and that many bytes.
+    The reader's first frame is the handshake's ticket; a wrong one ends the connection. Its others
+    are LeaseRequests, and each gets one LeaseResponse, in the order of the requests. Leases outlive
+    the connection, by the holder's clock.
     """
 
     @staticmethod
@@ -132,33 +134,6 @@ class KvPeerService(object):
             '/baton.v1.KvPeerService/Handshake',
             baton_dot_v1_dot_kv__pb2.HandshakeRequest.SerializeToString,
             baton_dot_v1_dot_kv__pb2.HandshakeResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def Lease(request_iterator,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.stream_stream(
-            request_iterator,
-            target,
-            '/baton.v1.KvPeerService/Lease',
-            baton_dot_v1_dot_kv__pb2.LeaseRequest.SerializeToString,
-            baton_dot_v1_dot_kv__pb2.LeaseResponse.FromString,
             options,
             channel_credentials,
             insecure,
