@@ -44,11 +44,8 @@ PageTable Scheduler::match_to_fetch(Sequence& sequence, std::size_t most, std::s
       }
       continue;
     }
-    const std::size_t room = group.least_pages(config_.page_size) + 1 +
-                             pages_for(config_.max_chunk_tokens, config_.page_size);
-    WindowTable& table = pages.sides().windows.emplace_back(
-        *side, group.first_needed(tokens, config_.page_size), std::min(room, side->total()));
-    while (table.end() < std::min(tokens, sequence.tokens.size()) / config_.page_size) {
+    WindowTable& table = open_window(*side, pages.sides(), tokens);
+    while (table.end() < tokens / config_.page_size) {
       std::optional<SealedPage> held = find(table.end());
       if (!held) break;
       table.append(std::move(*held));

@@ -70,14 +70,19 @@ void Scheduler::match_sides(Sequence& sequence, PageTable& pages) {
       pages.sides().states.emplace_back(*side, boundary ? take(boundary - 1) : std::nullopt);
       continue;
     }
-    const std::size_t first = group.first_needed(boundary * config_.page_size, config_.page_size);
-    // A chunk needs pages for all its tokens, on top of the window's.
-    const std::size_t room = group.least_pages(config_.page_size) + 1 +
-                             pages_for(config_.max_chunk_tokens, config_.page_size);
-    WindowTable& table =
-        pages.sides().windows.emplace_back(*side, first, std::min(room, side->total()));
-    for (std::size_t index = first; index < boundary; ++index) table.append(*take(index));
+    WindowTable& table = open_window(*side, pages.sides(), boundary * config_.page_size);
+    while (table.end() < boundary) table.append(*take(table.end()));
   }
+}
+
+// A table for what is seen from `tokens` on.
+WindowTable& Scheduler::open_window(PagePool& side, SideTables& sides, std::size_t tokens) {
+  const SideGroup& group = config_.side_groups[side.group() - 1];
+  // A chunk needs pages for all its tokens, on top of the window's.
+  const std::size_t room = group.least_pages(config_.page_size) + 1 +
+                           pages_for(config_.max_chunk_tokens, config_.page_size);
+  return sides.windows.emplace_back(side, group.first_needed(tokens, config_.page_size),
+                                    std::min(room, side.total()));
 }
 
 // Whether a request of `total` pages, its hits taken, can start in every group.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,17 +14,32 @@ from .traffic import Known, known
 TOKENS = 20
 
 
-@pytest.fixture(scope="session")
-def reference(deepseek_checkpoint: Path) -> Reference:
-    return Reference(deepseek_checkpoint)
+# Few states, so that snapshots are evicted and prefixes found without one.
+STATES = {"qwen3_next": {"snapshot_every": 32, "state_pages": 16, "max_running": 8}}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
+def variant(request: pytest.FixtureRequest) -> str:
+    """The checkpoint that the module's VARIANT names."""
+    return str(getattr(request.module, "VARIANT", "deepseek_v3"))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(make_checkpoint: Callable[..., Path], variant: str) -> Path:
+    return make_checkpoint(variant)
+
+
+@pytest.fixture(scope="module")
+def reference(checkpoint: Path) -> Reference:
+    return Reference(checkpoint)
+
+
+@pytest.fixture(scope="module")
 def requests(reference: Reference) -> list[Known]:
     return known(reference, 10, TOKENS)
 
 
-def poisoned(transport: str) -> Shape:
+def poisoned(transport: str, states: dict[str, int]) -> Shape:
     """Two workers of each role; small pools, short leases, free pages poisoned."""
     return Shape(
         prefill=2,
@@ -39,6 +54,7 @@ def poisoned(transport: str) -> Shape:
             "await_ms": 4_000,
             "lease_ttl_ms": 1_500,
             "transport": transport,
+            **states,
         },
         kvstore={"transport": transport},
     )
@@ -47,12 +63,13 @@ def poisoned(transport: str) -> Shape:
 @pytest.fixture(scope="module")
 def shared_cluster(
     request: pytest.FixtureRequest,
-    deepseek_checkpoint: Path,
+    checkpoint: Path,
+    variant: str,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Cluster]:
     """A poisoned cluster, of the transport that the module's TRANSPORT names."""
-    shape = poisoned(request.module.TRANSPORT)
-    cluster = Cluster(deepseek_checkpoint, tmp_path_factory.mktemp("chaos"), shape)
+    shape = poisoned(request.module.TRANSPORT, STATES.get(variant, {}))
+    cluster = Cluster(checkpoint, tmp_path_factory.mktemp("chaos"), shape)
     try:
         cluster.start()
         yield cluster

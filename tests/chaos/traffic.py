@@ -94,6 +94,7 @@ def at_baseline(cluster: Cluster, names: list[str]) -> None:
             totals = cluster.metrics(name)
             states = ("owned", "referenced", "leased", "quarantined")
             held[name] = {s: totals[f"baton_pool_pages:{s}"] for s in states}
+            held[name]["beside"] = cluster.held_pages(name)
         if not any(any(states.values()) for states in held.values()):
             return
         assert time.monotonic() < deadline, f"pages still held: {held}"

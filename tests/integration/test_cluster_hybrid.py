@@ -37,7 +37,7 @@ def pages(tokens: int) -> int:
     return -(-tokens // PAGE)
 
 
-@pytest.mark.parametrize("variant", ["qwen3_next", "qwen3_5"])
+@pytest.mark.parametrize("variant", ["qwen3_next", pytest.param("qwen3_5", marks=pytest.mark.slow)])
 def test_prompts_are_handed_over_and_turns_return(
     make_checkpoint: Callable[..., Path], start_cluster: StartCluster, variant: str
 ) -> None:

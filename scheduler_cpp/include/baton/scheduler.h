@@ -247,6 +247,7 @@ class Scheduler {
   std::size_t available() const;
   std::size_t joint_boundary(std::span<const Digest> identities) const;
   void match_sides(Sequence& sequence, PageTable& pages);
+  WindowTable& open_window(PagePool& side, SideTables& sides, std::size_t tokens);
   bool sides_have_room(const PageTable& pages, std::size_t total) const;
   void take_states(SideTables& sides);
   void plan_side_copies(SideTables& sides, std::vector<SealedPage>&& partial);
