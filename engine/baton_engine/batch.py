@@ -56,6 +56,24 @@ class Sampling:
     guesses: NDArray[np.int32] | None = None
     samples: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))  # [S] if so
 
+    def of_logits(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Slot and position of what each row of the logits is for: [L] each."""
+        if self.guesses is None:
+            return self.slots, self.positions
+        within = np.arange(len(self.guesses)) - np.repeat(
+            np.cumsum(self.samples) - self.samples, self.samples
+        )
+        slots = np.repeat(self.slots, self.samples)
+        return slots, np.repeat(self.positions, self.samples) + within
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """What a step gives its sampling rows; valid until the next one."""
+
+    logits: torch.Tensor  # float32 [L, V]
+    drawn: torch.Tensor | None = None  # [L, ...], when it was captured and drew by their wishes
+
 
 def sampling_rows(step: StepInput) -> Sampling:
     """Which of a step's rows sample, and where their tokens go."""

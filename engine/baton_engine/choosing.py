@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from baton_engine.batch import Sampling
+from baton_engine.batch import Sampling, StepOutput
 from baton_engine.core import EngineCore
 from baton_engine.events import TokenLogprob
 from baton_engine.ports import Sampler, StopMatch, StopMatcher
@@ -60,17 +59,25 @@ class TokenChooser:
         # retraction and slot reuse need no bookkeeping of their own.
         self._slot_owner = np.zeros(max_slots, np.uint64)
 
-    def choose(
-        self, logits: torch.Tensor | None, requests: NDArray[np.uint64], sampling: Sampling
-    ) -> Outcome:
-        """The tokens of the sampling rows. logits: float32 [L, V], None when no row samples."""
-        if logits is None or not len(sampling.rows):
-            return Outcome(np.empty(0, np.int32), np.empty(0, np.uint8))
+    def wishes(
+        self, requests: NDArray[np.uint64], sampling: Sampling
+    ) -> NDArray[np.float64] | None:
+        """Before a step: slots are told of their requests; what a captured one is to draw by."""
         self._adopt_slots(sampling.slots, requests)
+        return self._sampler.wishes(*sampling.of_logits())
+
+    def choose(
+        self, output: StepOutput | None, requests: NDArray[np.uint64], sampling: Sampling
+    ) -> Outcome:
+        """The tokens of the sampling rows, after `wishes`. output: None without any row."""
+        if output is None or not len(sampling.rows):
+            return Outcome(np.empty(0, np.int32), np.empty(0, np.uint8))
         alive = self._slot_owner[sampling.slots] == requests
+        drawing = Drawing(
+            self._sampler, self._stops, output.logits, *sampling.of_logits(), output.drawn
+        )
         if sampling.guesses is not None:
-            return self._verify(logits, sampling, sampling.guesses, alive)
-        drawing = Drawing(self._sampler, self._stops, logits, sampling.slots, sampling.positions)
+            return self._verify(drawing, sampling, sampling.guesses, alive)
         if alive.all():
             drawn = drawing.all()
         else:  # cancelled since the plan, before they had any sampling state
@@ -82,7 +89,7 @@ class TokenChooser:
 
     def _verify(
         self,
-        logits: torch.Tensor,
+        drawing: Drawing,
         sampling: Sampling,
         guesses: NDArray[np.int32],
         alive: NDArray[np.bool_],
@@ -96,9 +103,6 @@ class TokenChooser:
         samples, slots = sampling.samples, sampling.slots
         starts = np.cumsum(samples) - samples
         row_of = np.repeat(np.arange(len(samples)), samples)
-        within = np.arange(len(row_of)) - starts[row_of]
-        positions = sampling.positions[row_of] + within
-        drawing = Drawing(self._sampler, self._stops, logits, slots[row_of], positions)
         drawn = Drawn.nothing(len(row_of))
         remembers = self._sampler.remembers(slots) | self._stops.remembers(slots)
         drawing.into(drawn, np.flatnonzero((alive & ~remembers)[row_of]))

@@ -152,7 +152,7 @@ class Engine:
         loop = StepLoop(
             loaded.core,
             loaded.ranks.runner,
-            TokenSampler(vocab_size=loaded.ranks.local.vocab_size, max_slots=slots),
+            TokenSampler(loaded.ranks.local.vocab_size, slots, self.config.device),
             TokenStopMatcher.of_checkpoint(self.config.model_path, slots),
             publish,
             max_slots=slots,

@@ -46,13 +46,24 @@ class Sampler(Protocol):
     def remembers(self, slots: NDArray[np.int64]) -> NDArray[np.bool_]:
         """[L] whether what a slot draws depends on which tokens it drew before."""
 
+    def wishes(
+        self, slots: NDArray[np.int64], positions: NDArray[np.int64]
+    ) -> NDArray[np.float64] | None:
+        """What a captured step is to know of these rows, [L, ...], so that it can draw those which
+        need nothing but their logits. None: it takes everybody's largest."""
+
     def sample(
-        self, logits: torch.Tensor, slots: NDArray[np.int64], positions: NDArray[np.int64]
+        self,
+        logits: torch.Tensor,
+        slots: NDArray[np.int64],
+        positions: NDArray[np.int64],
+        drawn: torch.Tensor | None = None,
     ) -> SampleResult:
         """Sample one token per row and count it as output of its slot.
 
         logits: float32 [L, V], may be overwritten. slots: [L], those that remember at most once.
-        positions: [L], the index in prompt + output that the new token gets.
+        positions: [L], the index in prompt + output that the new token gets. drawn: [L, ...], what
+        the step itself made of these rows' `wishes`, if it was captured.
         """
 
 

@@ -12,17 +12,20 @@ import torch
 from numpy.typing import NDArray
 
 from baton_engine.arena import KvArena
-from baton_engine.batch import StepInput, forward_batch
+from baton_engine.batch import StepInput, StepOutput, forward_batch
 from baton_engine.config import EngineConfig
 from baton_engine.groups import group_pages, state_group
 from baton_engine.guessing import DraftOrder, Guesser
 from baton_engine.memory import cache_bytes, free_bytes, refuse_overcommit
 from baton_engine.page_table import PageTable
+from baton_engine.sampling.captured import CapturedDraw
 from baton_engine.speculation import refuse_speculation
 from baton_modeling import Communicator, Mesh, Options, load_model, tensor_parallel_mesh
 from baton_modeling.compiler.costs import CostTable
+from baton_modeling.compiler.regions import buckets
 from baton_modeling.compiler.tuning import load_costs
 from baton_modeling.description import read_model_description
+from baton_modeling.drafter import kept
 
 LoadProgress = Callable[[str, float], None]
 
@@ -90,6 +93,12 @@ class ModelRunner:
             if drafter is None
             else Guesser(drafter, self._table, self._page_size, self._device, config.draft_tokens)
         )
+        # Only rank 0 samples. The buffer is there before free memory is looked at.
+        self._draw = (
+            CapturedDraw(buckets(self._decoding_tokens)[-1], self._device)
+            if config.execution == "graphs" and place.mesh.rank == 0
+            else None
+        )
         pages = group_pages(layout, config)
         if config.execution == "graphs":
             self._refuse_overcommit(pages)
@@ -123,21 +132,21 @@ class ModelRunner:
         return self._model.config.vocab_size
 
     @torch.inference_mode()
-    def run(self, step: StepInput) -> torch.Tensor | None:
+    def run(self, step: StepInput, wishes: NDArray[np.float64] | None = None) -> StepOutput | None:
         """Bring page table and arena up to the step, then run its rows.
 
-        float32 logits [L, V] in the rows' order; None for a step without rows.
+        wishes: what rows want that a captured step draws; None is their largest logit. Logits come
+        in the rows' order; None for a step without rows.
         """
         self._table.apply(step.slot_resets, step.page_deltas)
         self.arena.copy_pages(step.copies)
         if not len(step.rows):
             return None
         batch = forward_batch(step, self._table, self._page_size, self._device)
-        if self._guesser is None:
-            return self._model.forward(batch)
-        logits, hidden = self._model.forward_hidden(batch)
-        self._guesser.note(step, batch, hidden)
-        return logits
+        done = self._model.run(batch, 0 if self._draw is None else self._draw.take(wishes))
+        if self._guesser is not None:
+            self._guesser.note(step, batch, kept(done.hidden))
+        return StepOutput(done.logits, done.tail)
 
     def draft(self, order: DraftOrder) -> NDArray[np.int32]:
         """Guesses [W, k] at what follows the step that ran last, once its outcome is known."""
@@ -185,7 +194,8 @@ class ModelRunner:
         )
         self._draft_warm(1)
         self._table.apply(np.zeros(1, np.int32), none.reshape(0, 3))
-        self._model.prepare(self._decoding_tokens, self._pages_per_slot)
+        tails = () if self._draw is None else self._draw.tails
+        self._model.prepare(self._decoding_tokens, self._pages_per_slot, tails)
 
     def _draft_warm(self, kept: int) -> None:
         if self._guesser is not None:

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from baton_engine.batch import KIND, QUERY, SAMPLES, Sampling, StepInput, sampling_rows
+from baton_engine.batch import KIND, QUERY, SAMPLES, Sampling, StepInput, StepOutput, sampling_rows
 from baton_engine.choosing import Outcome, TokenChooser
 from baton_engine.core import EngineCore, Outbox, now_us, stack_hashes
 from baton_engine.drafting import Drafting, drafting_after, note_verified, offer
@@ -42,8 +41,8 @@ _Guessed = tuple[Drafting, NDArray[np.int32]]
 class StepRunner(Protocol):
     """All ranks of the worker as one."""
 
-    def run(self, step: StepInput) -> torch.Tensor | None:
-        """float32 logits [L, V], None for a step without rows. RanksLost: the group is broken."""
+    def run(self, step: StepInput, wishes: NDArray[np.float64] | None = None) -> StepOutput | None:
+        """None for a step without rows. wishes: the sampler's. RanksLost: the group is broken."""
 
     def draft(self, order: DraftOrder) -> NDArray[np.int32]:
         """Guesses [W, k] after the step that ran last, -1 behind a row's last one. RanksLost."""
@@ -188,11 +187,14 @@ class StepLoop:
         """Forward, sample, draft. A failure poisons the whole step, never the engine."""
         inputs = step_input(step)
         sampling = sampling_rows(inputs)
+        requests = step.requests[sampling.rows]
         started = now_us()
         try:
-            logits = self._runner.run(inputs)
+            wishes = self._chooser.wishes(requests, sampling)
+            asked = now_us()
+            output = self._runner.run(inputs, wishes)
             forwarded = now_us()
-            outcome = self._chooser.choose(logits, step.requests[sampling.rows], sampling)
+            outcome = self._chooser.choose(output, requests, sampling)
             sampled = now_us()
             guessed = self._draft(step, inputs, sampling, outcome) if self._drafts else None
         except RanksLost:
@@ -202,8 +204,8 @@ class StepLoop:
             log.exception("step %d failed (reference %s)", step.sequence, reference)
             failure = f"the step failed: {type(error).__name__} (reference {reference})"
             return Outcome.failed(len(sampling.rows), failure), None
-        outcome.forward_us = forwarded - started
-        outcome.sample_us = sampled - forwarded
+        outcome.forward_us = forwarded - asked
+        outcome.sample_us = sampled - forwarded + asked - started
         outcome.draft_us = now_us() - sampled
         return outcome, guessed
 

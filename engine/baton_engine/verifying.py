@@ -45,19 +45,21 @@ class Drawing:
     logits: torch.Tensor  # float32 [L, V]
     slots: NDArray[np.int64]  # [L]
     positions: NDArray[np.int64]  # [L]
+    drawn: torch.Tensor | None = None  # [L, ...], by the step itself
 
     def all(self) -> Drawn:
         """Every row."""
-        return self._draw(self.logits, self.slots, self.positions)
+        return self._draw(self.logits, self.slots, self.positions, self.drawn)
 
     def into(self, drawn: Drawn, rows: NDArray[np.int64]) -> None:
         """These rows only. Of a slot that is remembered for at most one, and in its order."""
         if not len(rows):
             return
-        chosen = self.logits
+        chosen, already = self.logits, self.drawn
         if len(rows) < len(chosen):
-            chosen = chosen[torch.from_numpy(rows).to(chosen.device)]
-        some = self._draw(chosen, self.slots[rows], self.positions[rows])
+            at = torch.from_numpy(rows).to(chosen.device)
+            chosen, already = chosen[at], None if already is None else already[at]
+        some = self._draw(chosen, self.slots[rows], self.positions[rows], already)
         drawn.tokens[rows], drawn.poisoned[rows] = some.tokens, some.poisoned
         drawn.ended[rows] = some.ended
         drawn.stops.update({int(rows[i]): match for i, match in some.stops.items()})
@@ -68,9 +70,13 @@ class Drawing:
             drawn.logprobs = told
 
     def _draw(
-        self, logits: torch.Tensor, slots: NDArray[np.int64], positions: NDArray[np.int64]
+        self,
+        logits: torch.Tensor,
+        slots: NDArray[np.int64],
+        positions: NDArray[np.int64],
+        already: torch.Tensor | None,
     ) -> Drawn:
-        result = self.sampler.sample(logits, slots, positions)
+        result = self.sampler.sample(logits, slots, positions, already)
         ended, stops = self.stops.check(slots, result.tokens)
         tokens = result.tokens.astype(np.int32, copy=False)
         return Drawn(tokens, result.poisoned, ended.astype(np.bool_), result.logprobs, stops)

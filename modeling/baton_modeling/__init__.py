@@ -17,7 +17,7 @@ from baton_modeling.description import (
 from baton_modeling.drafter import CompiledDrafter
 from baton_modeling.lockstep import Lockstep
 from baton_modeling.mesh import Axis, Mesh, MeshError, parse_mesh, tensor_parallel_mesh
-from baton_modeling.model import CompiledModel, Options, explain_checkpoint, load_model
+from baton_modeling.model import CompiledModel, Forwarded, Options, explain_checkpoint, load_model
 from baton_modeling.weights import WeightError
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "ExecutionError",
     "Explanation",
     "ForwardBatch",
+    "Forwarded",
     "GlooComm",
     "GroupKind",
     "HeadBlock",

@@ -18,6 +18,9 @@ from baton_modeling.weights import WeightError
 P = ParamSpec("P")
 R = TypeVar("R")
 
+# What may follow the output [rows, width] of captured steps: what it makes of it, [rows, ...].
+Tail = Callable[[Tensor], Tensor]
+
 
 class CacheView:
     """One layer's view of a cache arena, filled in when the engine binds its memory."""
@@ -119,6 +122,9 @@ class Step:
         self.decode_rows = batch.decode_rows
         # [T, hidden], for a drafting layer: what the model kept, or what the drafter is given.
         self.hidden: Tensor | None = None
+        # Which of the tails that were prepared follows a captured step, and what it gave: [L, ...].
+        self.tail = 0
+        self.tail_output: Tensor | None = None
 
     @cached_property
     def decode(self) -> PagedRows:

@@ -35,7 +35,7 @@ class CompiledDrafter:
         step = Step(batch, self._binding.page_size)
         step.hidden = hidden
         logits = self._program.run(step)
-        return logits, kept(step)
+        return logits, kept(step.hidden)
 
     def prepare(self, rows: int, pages: int) -> None:
         """As ``CompiledModel.prepare``."""
@@ -55,10 +55,10 @@ class CompiledDrafter:
         return explain(self._lowered, self._binding.mesh, self._binding.dtype.itemsize)
 
 
-def kept(step: Step) -> Tensor:
+def kept(hidden: Tensor | None) -> Tensor:
     """The hidden states that a program has kept in its step."""
-    if step.hidden is None:
+    if hidden is None:
         raise ValueError(
             "this model keeps no hidden states; load it with Options(draft=True) to draft"
         )
-    return step.hidden
+    return hidden

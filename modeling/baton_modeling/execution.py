@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, Protocol
 
 from torch import Tensor
 
-from baton_modeling.binding import Binding, Step
+from baton_modeling.binding import Binding, Step, Tail
 from baton_modeling.compiler.captured import CapturedProgram, CudaGraphs, PlainCalls
 from baton_modeling.compiler.emit import Program
 from baton_modeling.compiler.regions import CompiledProgram
@@ -26,10 +27,11 @@ class Executable(Protocol):
         """Execute one step and return its output."""
         ...
 
-    def prepare(self, rows: int, pages: int) -> None:
+    def prepare(self, rows: int, pages: int, tails: Sequence[Tail] = ()) -> None:
         """Make ready for decoding batches of up to ``rows`` rows of ``pages`` pages each.
 
-        Call it after a first step.
+        Call it after a first step. tails: what may follow the output of a captured step; where
+        nothing is captured, none does.
         """
         ...
 

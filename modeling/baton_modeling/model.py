@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from baton_kernels import Verdict, check_overrides, environment_overrides, load_plugins, ops
 from baton_modeling.batch import ForwardBatch
-from baton_modeling.binding import Binding, Step
+from baton_modeling.binding import Binding, Step, Tail
 from baton_modeling.cache import CacheLayout
 from baton_modeling.checkpoint import CheckpointReader, Progress
 from baton_modeling.communicators import Communicator, SingleComm
@@ -51,6 +51,15 @@ class Options:
     kernels: Mapping[str, str] | None = None
     draft: bool = False
     execution: Execution = "eager"
+
+
+@dataclass(frozen=True, slots=True)
+class Forwarded:
+    """What a step gives. With graphs logits and tail are valid until the next step."""
+
+    logits: Tensor  # float32 [L, vocab], equal on all ranks
+    hidden: Tensor | None  # [T, hidden] of all tokens, for the drafter; None without one
+    tail: Tensor | None  # [L, ...] what the tail made of the logits; None unless captured with it
 
 
 class CompiledModel:
@@ -106,13 +115,15 @@ class CompiledModel:
         if self.drafter is not None:
             self.drafter.forget()
 
-    def prepare(self, rows: int, pages: int) -> None:
+    def prepare(self, rows: int, pages: int, tails: Sequence[Tail] = ()) -> None:
         """Make ready for decoding up to ``rows`` rows of up to ``pages`` pages, the drafter too.
 
         Call it after first steps and before serving; again when another cache was bound. It may
-        compile, which takes a while, and write to page 0 and slot 0 of the cache.
+        compile, which takes a while, and write to page 0 and slot 0 of the cache. tails: functions
+        of the logits [rows, vocab] that captured steps end with, one of them each (``run``). They
+        look at no value on the host, communicate nothing and leave the logits as they are.
         """
-        self._program.prepare(rows, pages)
+        self._program.prepare(rows, pages, tails)
         if self.drafter is not None:
             self.drafter.prepare(rows, pages)
 
@@ -122,22 +133,27 @@ class CompiledModel:
         return self._program.bytes + (0 if self.drafter is None else self.drafter.bytes)
 
     @torch.inference_mode()
+    def run(self, batch: ForwardBatch, tail: int = 0) -> Forwarded:
+        """Run one step: writes the cache. tail: which of those prepared, if it is captured."""
+        step = Step(batch, self.page_size)
+        step.tail = tail
+        logits = self._program.run(step)
+        return Forwarded(logits, step.hidden, step.tail_output)
+
     def forward(self, batch: ForwardBatch) -> Tensor:
         """Run one step: writes the cache, gives float32 logits [L, vocab], equal on all ranks.
 
         With graphs the logits are valid until the next step.
         """
-        return self._program.run(Step(batch, self.page_size))
+        return self.run(batch).logits
 
-    @torch.inference_mode()
     def forward_hidden(self, batch: ForwardBatch) -> tuple[Tensor, Tensor]:
         """``forward``, and the hidden states [T, hidden] of all tokens for ``drafter``.
 
         ValueError when the model was not loaded with ``Options(draft=True)``.
         """
-        step = Step(batch, self.page_size)
-        logits = self._program.run(step)
-        return logits, kept(step)
+        done = self.run(batch)
+        return done.logits, kept(done.hidden)
 
     def explain(self) -> Explanation:
         """The program: operations, collectives, bytes per token, rules, totals."""

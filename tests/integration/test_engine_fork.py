@@ -68,9 +68,9 @@ class GreedyLoop:
     def step(self) -> None:
         step = self.scheduler.plan(0)
         self.copies += len(step.copies)
-        logits = self.runner.run(step_input(step))
-        assert logits is not None
-        best = torch.argmax(logits, -1).numpy().astype(np.int32)
+        output = self.runner.run(step_input(step))
+        assert output is not None
+        best = torch.argmax(output.logits, -1).numpy().astype(np.int32)
         for request, token in zip(step.requests[step.rows[:, SAMPLES] != 0], best, strict=True):
             self.tokens[int(request)].append(int(token))
         self.scheduler.complete(step, best, np.zeros(len(best), np.uint8), 0)

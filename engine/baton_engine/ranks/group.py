@@ -11,11 +11,10 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from baton.v1.kv_pb2 import ExportedRank
-from baton_engine.batch import StepInput
+from baton_engine.batch import StepInput, StepOutput
 from baton_engine.config import EngineConfig
 from baton_engine.guessing import DraftOrder
 from baton_engine.ranks.follower import Hello
@@ -243,10 +242,10 @@ class RankedRunner:
         self._local = local
         self._group = group
 
-    def run(self, step: StepInput) -> torch.Tensor | None:
+    def run(self, step: StepInput, wishes: NDArray[np.float64] | None = None) -> StepOutput | None:
         """As ModelRunner.run. Whatever fails here leaves the ranks at different places, so every
         failure is RanksLost."""
-        return self._everywhere(step, lambda: self._local.run(step))
+        return self._everywhere(step, lambda: self._local.run(step, wishes))
 
     def draft(self, order: DraftOrder) -> NDArray[np.int32]:
         """As ModelRunner.draft; failures are as those of a step."""

@@ -32,10 +32,7 @@ def draw(
     transformers. The most likely token always stays.
     """
     device = logits.device
-    # The maximum goes first: a tiny temperature then cannot overflow.
-    scaled = logits - logits.amax(-1, keepdim=True)
-    scaled /= torch.as_tensor(temperature, device=device)[:, None]
-    weights = scaled.exp_()  # the most likely token weighs 1
+    weights = weighed(logits, torch.as_tensor(temperature, device=device))
     cut = torch.as_tensor(min_p, device=device)
     truncated = np.flatnonzero((top_k > 0) | (top_p < 1))
     if len(truncated):
@@ -44,10 +41,60 @@ def draw(
         cut = cut.index_copy(0, rows, torch.maximum(cut[rows], least))
     if len(truncated) or min_p.any():
         weights.masked_fill_(weights < cut[:, None], 0.0)
-    mass = _running_sum(weights)
+    return inverted(weights, torch.as_tensor(uniform, device=device))
+
+
+def draw_blind(
+    logits: torch.Tensor,
+    temperature: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    min_p: torch.Tensor,
+    uniform: torch.Tensor,
+) -> torch.Tensor:
+    """As ``draw``, the same token of each row, but no value is looked at on the host.
+
+    Arguments are tensors of the same types on the device of the logits. Every row is sorted whole.
+    """
+    vocab = logits.shape[1]
+    weights = weighed(logits, temperature)
+    largest = weights.sort(-1, descending=True).values
+    mass = running_sum(largest)
+    everything = (top_k == 0) | (top_k >= vocab)
+    ends = torch.where(everything, vocab, top_k) - 1
+    total = mass.gather(1, ends[:, None])[:, 0]
+    total = torch.where(everything, running_sum(weights)[:, -1], total)
+    least = largest.gather(1, last_kept(mass, total, ends, top_p)[:, None])[:, 0]
+    truncated = (top_k > 0) | (top_p < 1)
+    cut = torch.where(truncated, torch.maximum(min_p, least), min_p)
+    return inverted(weights.masked_fill(weights < cut[:, None], 0.0), uniform)
+
+
+def weighed(logits: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
+    """Each token's weight, float32 [R, V]; the most likely one weighs 1."""
+    # The maximum goes first: a tiny temperature then cannot overflow.
+    scaled = logits - logits.amax(-1, keepdim=True)
+    scaled /= temperature[:, None]
+    return scaled.exp_()
+
+
+def inverted(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """The token of each row at which its running sum passes this part of the total, int64 [R]."""
+    mass = running_sum(weights)
     # u < 1 has 53 bits, so u * total < total: the first token beyond it exists and has weight.
-    target = torch.as_tensor(uniform, device=device)[:, None] * mass[:, -1:]
-    return torch.searchsorted(mass, target, right=True)[:, 0]
+    return torch.searchsorted(mass, uniform[:, None] * mass[:, -1:], right=True)[:, 0]
+
+
+def last_kept(
+    mass: torch.Tensor, total: torch.Tensor, ends: torch.Tensor, top_p: torch.Tensor
+) -> torch.Tensor:
+    """Index of the last token that top-p keeps of those up to ``ends``, int64 [R].
+
+    mass: float64 [R, n], running sums of the largest weights. total: float64 [R], of all that
+    top-k keeps.
+    """
+    reached = (mass < (top_p.double() * total)[:, None]).sum(-1)
+    return torch.minimum(torch.where(top_p >= 1, ends, reached), ends)
 
 
 def _least_weight(
@@ -59,7 +106,7 @@ def _least_weight(
     last = np.where(everything, vocab, top_k) - 1  # index of the last token that top-k keeps
     looked_at = int(np.where(everything, min(leading, vocab), last + 1).max())
     largest = _largest(weights, looked_at)
-    mass = _running_sum(largest)
+    mass = running_sum(largest)
 
     ends = torch.as_tensor(last, device=weights.device)
     total = mass.gather(1, ends.clamp(max=looked_at - 1)[:, None])[:, 0]
@@ -67,11 +114,8 @@ def _least_weight(
     if len(whole):
         # In token order, as every row's total, so that it does not depend on other rows' top-k.
         rows = torch.as_tensor(whole, device=weights.device)
-        total[rows] = _running_sum(weights[rows])[:, -1]
-    wanted = torch.as_tensor(top_p, device=weights.device).double() * total
-    reached = (mass < wanted[:, None]).sum(-1)  # index of the last token that top-p keeps
-    reached = torch.where(torch.as_tensor(top_p >= 1, device=weights.device), ends, reached)
-    reached = torch.minimum(reached, ends)
+        total[rows] = running_sum(weights[rows])[:, -1]
+    reached = last_kept(mass, total, ends, torch.as_tensor(top_p, device=weights.device))
 
     least = largest.gather(1, reached.clamp(max=looked_at - 1)[:, None])[:, 0]
     beyond = torch.nonzero(reached >= looked_at)[:, 0]
@@ -81,7 +125,7 @@ def _least_weight(
     return least
 
 
-def _running_sum(weights: torch.Tensor) -> torch.Tensor:
+def running_sum(weights: torch.Tensor) -> torch.Tensor:
     """float64 of the same shape. Converted first: five times as fast as letting cumsum do it."""
     return weights.double().cumsum(-1)
 

@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from baton_engine.events import TokenLogprob
 from baton_engine.ports import SampleResult
 from baton_engine.request import SamplingParams
+from baton_engine.sampling.captured import largest, wishes
 from baton_engine.sampling.draw import draw
 from baton_engine.sampling.grammar import GrammarMatchers
 from baton_engine.sampling.logprobs import token_logprobs
 from baton_engine.sampling.penalties import Penalties
 from baton_engine.sampling.philox import uniforms
 from baton_engine.sampling.slots import (
+    ADJUSTED,
     BIASED,
     CONSTRAINED,
     LOGPROBS,
@@ -68,30 +70,43 @@ class TokenSampler:
         """[L] which slots draw by what they drew before: penalties and grammars."""
         return (self._params.needs[slots] & (PENALISED | CONSTRAINED)).astype(np.bool_)
 
+    def wishes(
+        self, slots: NDArray[np.int64], positions: NDArray[np.int64]
+    ) -> NDArray[np.float64] | None:
+        """What `CapturedDraw` is to know of a step's rows; None: it takes the largest logits."""
+        return wishes(self._params, slots, positions, self._vocab_size)
+
     @torch.inference_mode()
     def sample(
-        self, logits: torch.Tensor, slots: NDArray[np.int64], positions: NDArray[np.int64]
+        self,
+        logits: torch.Tensor,
+        slots: NDArray[np.int64],
+        positions: NDArray[np.int64],
+        drawn: torch.Tensor | None = None,
     ) -> SampleResult:
         """Sample one token per row and count it as output of its slot.
 
         logits: float32 [L, V], overwritten. slots: [L], those that remember at most once.
-        positions: [L], the index in prompt + output that the new token gets. Raises ValueError for
-        another vocabulary.
+        positions: [L], the index in prompt + output that the new token gets. drawn: int64 [L, 2],
+        what the captured step drew by the `wishes` of these rows. Raises ValueError for another
+        vocabulary.
         """
         if logits.shape != (len(slots), self._vocab_size):
             raise ValueError(
                 f"logits have shape {tuple(logits.shape)}, the sampler expects "
                 f"({len(slots)}, {self._vocab_size}): one row per slot, one column per token"
             )
-        # One pass finds the best token and, because NaN and infinity win, the poisoned rows.
-        best, tokens = logits.max(dim=-1)
-        poisoned = ~torch.isfinite(best)
         needs = self._params.needs[slots]
+        if drawn is not None:
+            needs[(needs & ADJUSTED) == 0] &= ~RANDOM & 0xFF
+        chosen = largest(logits) if drawn is None else drawn.clone()
+        tokens, poisoned = chosen[:, 0], chosen[:, 1].bool()
         logprobs = None
         if needs.any():
             logprobs = self._adjust_and_draw(logits, tokens, poisoned, needs, slots, positions)
-        answer = torch.stack([tokens, poisoned.to(tokens.dtype)]).cpu().numpy()  # one copy
-        return SampleResult(answer[0].astype(np.int32), logprobs, answer[1].astype(np.bool_))
+            chosen = torch.stack([tokens, poisoned.to(tokens.dtype)], -1)
+        answer = chosen.cpu().numpy()  # one copy
+        return SampleResult(answer[:, 0].astype(np.int32), logprobs, answer[:, 1].astype(np.bool_))
 
     def _adjust_and_draw(
         self,
@@ -126,7 +141,7 @@ class TokenSampler:
         needs: NDArray[np.uint8],
         slots: NDArray[np.int64],
     ) -> None:
-        changed = np.flatnonzero(needs & (PENALISED | BIASED | CONSTRAINED))
+        changed = np.flatnonzero(needs & ADJUSTED)
         if not len(changed):
             return
         params = self._params

@@ -9,6 +9,8 @@ from baton_engine.request import SamplingParams
 
 # What a slot needs beyond the largest logit.
 RANDOM, PENALISED, BIASED, LOGPROBS, CONSTRAINED = 1, 2, 4, 8, 16
+# Draws from other logits than the model's.
+ADJUSTED = PENALISED | BIASED | CONSTRAINED
 
 
 class SlotParams:

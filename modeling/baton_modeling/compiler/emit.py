@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baton_modeling.binding import Binding, Step
+from baton_modeling.binding import Binding, Step, Tail
 from baton_modeling.communicators import Communicator
 from baton_modeling.compiler.branches import Aside, CudaAside
 from baton_modeling.compiler.operations import Kind, Lowered, Operation
@@ -65,7 +65,7 @@ class Program:
         """Device memory held between steps."""
         return 0
 
-    def prepare(self, rows: int, pages: int) -> None:
+    def prepare(self, rows: int, pages: int, tails: Sequence[Tail] = ()) -> None:
         """Nothing: a program runs batches of any size as they come."""
 
     def forget(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baton_modeling.binding import Step
+from baton_modeling.binding import Step, Tail
 from baton_modeling.compiler.emit import Instruction, Program
 from baton_modeling.compiler.inductor import compiled, require_compiler
 
@@ -38,7 +38,7 @@ class CompiledProgram:
         """Device memory held between steps."""
         return 0
 
-    def prepare(self, rows: int, pages: int) -> None:
+    def prepare(self, rows: int, pages: int, tails: Sequence[Tail] = ()) -> None:
         """Compile for batches of up to ``rows`` rows. A step must have run before."""
         for bucket in buckets(rows):
             for region in self.regions:

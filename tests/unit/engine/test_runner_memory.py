@@ -10,8 +10,9 @@ import torch
 from pydantic import ValidationError
 
 from baton_engine import EngineConfig, runner
-from baton_engine.memory import cache_bytes
+from baton_engine.memory import cache_bytes, refuse_overcommit
 from baton_engine.runner import ModelRunner, single_place
+from baton_engine.sampling.captured import CapturedDraw
 from baton_modeling.compiler.captured import PlainCalls
 
 GRAPHS = 5 << 20
@@ -31,19 +32,34 @@ def test_cache_and_graphs_must_fit_together(
 ) -> None:
     torch.set_num_threads(1)
     monkeypatch.setattr(PlainCalls, "bytes", GRAPHS)
-    asked: list[int] = []
+    asked: list[str] = []
+    measured: list[int] = []
+
+    class Buffers(CapturedDraw):
+        def __init__(self, rows: int, device: torch.device) -> None:
+            asked.append(f"sampler of {rows}")
+            super().__init__(rows, device)
 
     def free(device: torch.device) -> int:
-        asked.append(1)
+        asked.append("free")
         return free_now
 
+    def refuse(cache: int, graphs: int, free: int) -> None:
+        measured.append(graphs)
+        refuse_overcommit(cache, graphs, free)
+
+    monkeypatch.setattr(runner, "CapturedDraw", Buffers)
     monkeypatch.setattr(runner, "free_bytes", free)
+    monkeypatch.setattr(runner, "refuse_overcommit", refuse)
     free_now = 1 << 40
     whole = ModelRunner(config, single_place())
     cache = sum(tensor.numel() * tensor.element_size() for tensor in whole.arena.tensors.values())
     pages = {name: len(tensor) for name, tensor in whole.arena.tensors.items()}
     assert cache == cache_bytes(whole.arena.layout, pages, config.page_size)
-    free_now = cache + GRAPHS + spare
+    rows = 4  # the bucket of three
+    logits = rows * whole.vocab_size * 4
+    assert GRAPHS + logits < measured[0] < GRAPHS + logits + (1 << 16)  # batches are small
+    free_now = cache + measured[0] + spare
     if spare < 0:
         with pytest.raises(ValueError, match=r"captured steps take 5 MiB .*lower num_pages"):
             ModelRunner(config, single_place())
@@ -51,7 +67,9 @@ def test_cache_and_graphs_must_fit_together(
         fitting = ModelRunner(config, single_place())
         assert fitting.arena.num_pages == 64
         fitting.warm_up()
-    assert len(asked) == 2
+    # The sampler's buffers are there when free memory is looked at, so they are not part of it.
+    assert asked == ["sampler of 4", "free"] * 2
+    assert measured[0] == measured[1]
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from baton_engine import (
     StopParams,
     TokensEmitted,
 )
-from baton_engine.batch import StepInput
+from baton_engine.batch import StepInput, StepOutput
 from baton_engine.core import EngineCore, now_us
 from baton_engine.guessing import DraftOrder
 from baton_engine.ports import SampleResult, StopMatch
@@ -41,14 +41,15 @@ class Runner:
     asked: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(3))
 
-    def run(self, step: StepInput) -> torch.Tensor | None:
+    def run(self, step: StepInput, wishes: np.ndarray | None = None) -> StepOutput | None:
         self.steps.append(step)
         if not len(step.rows):
             return None
         self.before(step)
         spans = [(at + n - wanted, at + n) for _, n, _, wanted, at, _ in step.rows.tolist()]
         last = np.concatenate([step.token_ids[start:end] for start, end in spans])
-        return torch.nn.functional.one_hot(torch.from_numpy((last + 1) % VOCAB).long(), VOCAB)
+        next_ones = torch.from_numpy((last + 1) % VOCAB).long()
+        return StepOutput(torch.nn.functional.one_hot(next_ones, VOCAB))
 
     def draft(self, order: DraftOrder) -> np.ndarray:
         """What will be said, but for the guess that is wrong, and fewer where pages end."""
@@ -82,9 +83,17 @@ class Sampler:
     def remembers(self, slots: np.ndarray) -> np.ndarray:
         return np.ones(len(slots), np.bool_)
 
+    def wishes(self, slots: np.ndarray, positions: np.ndarray) -> None:
+        return None
+
     def sample(
-        self, logits: torch.Tensor, slots: np.ndarray, positions: np.ndarray
+        self,
+        logits: torch.Tensor,
+        slots: np.ndarray,
+        positions: np.ndarray,
+        drawn: torch.Tensor | None = None,
     ) -> SampleResult:
+        assert drawn is None
         tokens = logits.argmax(-1).numpy().astype(np.int32)
         for slot, position, token in zip(slots, positions, tokens, strict=True):
             prompt, output = self.histories[int(slot)]

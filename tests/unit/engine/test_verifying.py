@@ -14,7 +14,7 @@ from tokenizers.models import WordLevel
 
 import baton_scheduler as scheduling
 from baton_engine import EngineRequest, SamplingParams, StopParams
-from baton_engine.batch import Sampling
+from baton_engine.batch import Sampling, StepOutput
 from baton_engine.choosing import FINISH, GO_ON, POISONED, Outcome, TokenChooser
 from baton_engine.core import EngineCore
 from baton_engine.sampling import TokenSampler
@@ -43,7 +43,8 @@ class Bench:
 
     def choose(self, logits: torch.Tensor, sampling: Sampling) -> Outcome:
         handles = (sampling.slots + 1).astype(np.uint64)
-        return self.chooser.choose(logits.clone(), handles, sampling)
+        self.chooser.wishes(handles, sampling)
+        return self.chooser.choose(StepOutput(logits.clone()), handles, sampling)
 
 
 def random_request(rng: np.random.Generator, index: int) -> EngineRequest:
