@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from hypothesis import settings
@@ -40,3 +40,38 @@ def make_checkpoint() -> MakeCheckpoint:
 def deepseek_checkpoint(make_checkpoint: MakeCheckpoint) -> Path:
     """A tiny random ``deepseek_v3`` checkpoint: 2048 tokens, 3 layers, YaRN, grouped routing."""
     return make_checkpoint("deepseek_v3")
+
+
+# What looks at values on the host. A captured step may do none of it.
+LOOKS = (
+    "tolist", "item", "numpy", "cpu", "nonzero", "unique",
+    "__bool__", "__int__", "__index__", "__float__", "__array__",
+)  # fmt: skip
+
+
+@pytest.fixture
+def blind(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """While steps are recorded and replayed (plain calls, without CUDA), looking at a value on the
+    host raises. The list gets an entry for each call."""
+    from torch import Tensor
+
+    from baton_modeling.compiler.captured import PlainCalls
+
+    calls: list[int] = []
+
+    def record(self: PlainCalls, compute: Any) -> Any:
+        def call() -> Any:
+            calls.append(1)
+            with pytest.MonkeyPatch.context() as patch:
+                for name in LOOKS:
+                    patch.setattr(Tensor, name, looked)
+                return compute()
+
+        call()
+        return call
+
+    def looked(*_: Any, **__: Any) -> Any:
+        raise AssertionError("a captured step looked at a value on the host")
+
+    monkeypatch.setattr(PlainCalls, "record", record)
+    return calls

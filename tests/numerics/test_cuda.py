@@ -15,6 +15,7 @@ from torch import Tensor
 from baton_modeling import CompiledModel, Options, load_model
 
 from .driver import PAGE_SIZE, Driver, Row
+from .sampling_loop import ASKED, GREEDY, SamplingLoop
 from .test_execution import driver_of
 from .test_parity import VARIANTS, tokens
 
@@ -68,3 +69,11 @@ def test_graphs_give_what_eager_execution_gives(checkpoint: Path) -> None:
     assert worst <= TOLERANCE, f"logits differ by {worst:.2e}"
     prompt = tokens(7, 60)
     assert driver_of(graphs).generate(prompt, 24) == Driver(eager).generate(prompt, 24)
+
+
+def test_graphs_with_the_sampler_say_what_eager_execution_says(checkpoint: Path) -> None:
+    """Both tails: seeded rows beside greedy ones and rows with penalties, then greedy rows only."""
+    eager, graphs = (SamplingLoop(checkpoint, how, device="cuda") for how in ("eager", "graphs"))
+    for asked in (ASKED, GREEDY):
+        assert graphs.run(asked) == eager.run(asked)
+    assert graphs.drawn_inside > 0 == eager.drawn_inside

@@ -21,7 +21,6 @@ from baton_modeling import (
     load_model,
     tensor_parallel_mesh,
 )
-from baton_modeling.compiler.captured import PlainCalls
 from baton_modeling.compiler.regions import CompiledProgram, buckets
 
 from .driver import PAGE_SIZE, Driver, Row
@@ -145,31 +144,6 @@ def test_without_a_compiler_compiled_execution_is_refused(
 # ---- captured steps, with plain calls in place of replays
 
 GRAPHS = Options(execution="graphs")
-# What looks at values on the host. A captured step may do none of it.
-LOOKS = ("tolist", "item", "__bool__", "__int__", "__index__", "__float__", "nonzero", "unique")
-
-
-@pytest.fixture
-def blind(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """While steps are recorded and replayed, looking at a value on the host raises."""
-    calls: list[int] = []
-
-    def record(self: PlainCalls, compute: Any) -> Any:
-        def call() -> Any:
-            calls.append(1)
-            with pytest.MonkeyPatch.context() as patch:
-                for name in LOOKS:
-                    patch.setattr(Tensor, name, looked)
-                return compute()
-
-        call()
-        return call
-
-    def looked(*_: Any, **__: Any) -> Any:
-        raise AssertionError("a captured step looked at a value on the host")
-
-    monkeypatch.setattr(PlainCalls, "record", record)
-    return calls
 
 
 def driver_of(model: CompiledModel, rows: int = 4) -> Driver:

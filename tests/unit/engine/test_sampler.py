@@ -15,9 +15,11 @@ from transformers import RepetitionPenaltyLogitsProcessor
 from baton_engine.ports import SampleResult
 from baton_engine.request import SamplingParams
 from baton_engine.sampling import TokenSampler
+from baton_engine.sampling.captured import CapturedDraw
 
 VOCAB = 97
 NONE = np.empty(0, np.int32)
+CPU = torch.device("cpu")
 params_strategy = st.builds(
     SamplingParams,
     temperature=st.sampled_from([0.0, 0.0, 0.8, 1.5]),
@@ -267,3 +269,41 @@ def test_a_gpu_draws_what_a_cpu_draws(params: SamplingParams) -> None:
         ]
         drawn.append(np.stack([result.tokens for result in steps]))
     assert (drawn[0] == drawn[1]).mean() > 0.99  # exp rounds differently in the last bit
+
+
+@settings(max_examples=80, deadline=None)
+@given(data=st.data())
+def test_what_a_captured_step_draws_changes_nothing(data: st.DataObject) -> None:
+    """Rows drawn by the tail of a step beside rows that are drawn from its logits: tokens,
+    log-probs and poisoned rows are those of the sampler alone, which keeps the same history."""
+    rows = data.draw(st.integers(1, 6))
+    random = np.random.default_rng(data.draw(st.integers(0, 2**31)))
+    alone, beside, captured = TokenSampler(VOCAB, 8), TokenSampler(VOCAB, 8), CapturedDraw(8, CPU)
+    slots = random.permutation(8)[:rows].astype(np.int64)
+    for slot in slots.tolist():
+        params, prompt = data.draw(params_strategy), random.integers(0, VOCAB, 5).astype(np.int32)
+        for sampler in (alone, beside):
+            sampler.add(slot, params, prompt, NONE)
+    for at in range(5, 9):
+        logits = torch.from_numpy(random.normal(0, 3, (rows, VOCAB))).float()
+        logits[random.random(rows) < 0.1, 3] = float("nan")
+        expected = step(alone, logits, slots, at)
+        positions = np.full(rows, at, np.int64)
+        tail = captured.tails[captured.take(beside.wishes(slots, positions))]
+        drawn = tail(logits.clone())
+        assert drawn.shape == (rows, 2)
+        result = beside.sample(logits.clone(), slots, positions, drawn)
+        assert result.poisoned.tolist() == expected.poisoned.tolist()
+        fine = ~expected.poisoned
+        assert result.tokens[fine].tolist() == expected.tokens[fine].tolist()
+        assert result.logprobs == expected.logprobs
+
+
+def test_greedy_rows_wish_for_nothing() -> None:
+    """Their steps end with the tail that sorts nothing; so do those of rows drawn afterwards."""
+    sampler, captured = TokenSampler(VOCAB, 3), CapturedDraw(4, CPU)
+    sampler.add(0, SamplingParams(), NONE, NONE)
+    sampler.add(1, SamplingParams(temperature=1.0, frequency_penalty=0.5), NONE, NONE)
+    sampler.add(2, SamplingParams(temperature=1.0), NONE, NONE)
+    assert captured.take(sampler.wishes(ints(0, 1), ints(4, 9))) == 0
+    assert captured.take(sampler.wishes(ints(0, 1, 2), ints(4, 9, 2))) == 1

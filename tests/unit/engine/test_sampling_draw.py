@@ -14,7 +14,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from baton_engine.sampling.draw import draw
+from baton_engine.sampling.draw import draw, draw_blind
 from baton_engine.sampling.philox import philox4x32, uniforms
 
 
@@ -179,3 +179,24 @@ def test_a_tiny_temperature_is_greedy_and_does_not_overflow() -> None:
     ones = np.ones(1, np.float32)
     token = draw(logits, tiny, np.zeros(1, np.int64), ones, 0 * ones, np.array([0.999]))
     assert int(token[0]) == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32), vocab=st.sampled_from([7, 1500, 3000]), rows=st.integers(1, 6))
+def test_without_looking_the_same_tokens_are_drawn(seed: int, vocab: int, rows: int) -> None:
+    """Ties, forbidden tokens, and nuclei of more tokens than `draw` looks at first."""
+    random = np.random.default_rng(seed)
+    values = random.normal(0, 3, (rows, vocab)) * random.choice([0.01, 1.0], (rows, 1))
+    values[random.random((rows, vocab)) < 0.1] = -np.inf
+    values[:, 0] = 0.0
+    logits = torch.from_numpy(np.where(random.random((rows, 1)) < 0.5, values, values.round(1)))
+    arguments = (
+        random.choice([np.finfo(np.float32).tiny, 0.7, 1.0, 4.0], rows).astype(np.float32),
+        random.choice([0, 2, 5, vocab - 1, vocab, 2 * vocab], rows),
+        random.choice([0.05, 0.9, 0.999, 1.0], rows).astype(np.float32),
+        random.choice([0.0, 0.0, 0.1, 1.0], rows).astype(np.float32),
+        random.random(rows),
+    )
+    expected = draw(logits.float(), *arguments)
+    blind = draw_blind(logits.float(), *(torch.from_numpy(each) for each in arguments))
+    assert blind.tolist() == expected.tolist()
