@@ -152,12 +152,10 @@ class ModelRunner:
         """Guesses [W, k] at what follows the step that ran last, once its outcome is known."""
         if self._guesser is None:
             raise RuntimeError("this engine was not told to draft (config: speculative)")
-        guesses = self._guesser.guess(order)
-        self.finish()  # what the layer wrote may be leased now, also where no guess was wanted
-        return guesses
+        return self._guesser.guess(order)
 
     def finish(self) -> None:
-        """Return when what the last step wrote is in memory."""
+        """Return when what the last step wrote is in memory; others may read it then."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
 

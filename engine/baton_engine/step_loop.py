@@ -47,6 +47,9 @@ class StepRunner(Protocol):
     def draft(self, order: DraftOrder) -> NDArray[np.int32]:
         """Guesses [W, k] after the step that ran last, -1 behind a row's last one. RanksLost."""
 
+    def finish(self) -> None:
+        """Return when what the last step wrote is in memory, on all ranks. RanksLost."""
+
 
 @dataclass(frozen=True, slots=True)
 class Published:
@@ -129,6 +132,7 @@ class StepLoop:
             inputs = step_input(step)
             if not inputs.is_empty:
                 self._runner.run(inputs)
+                self._runner.finish()
         self._tell(fetches, times)
         if not runs:
             self._rest()
@@ -197,6 +201,8 @@ class StepLoop:
             outcome = self._chooser.choose(output, requests, sampling)
             sampled = now_us()
             guessed = self._draft(step, inputs, sampling, outcome) if self._drafts else None
+            drafted = now_us()
+            self._runner.finish()  # what is completed next may be sealed, leased and read
         except RanksLost:
             raise
         except Exception as error:
@@ -204,9 +210,9 @@ class StepLoop:
             log.exception("step %d failed (reference %s)", step.sequence, reference)
             failure = f"the step failed: {type(error).__name__} (reference {reference})"
             return Outcome.failed(len(sampling.rows), failure), None
-        outcome.forward_us = forwarded - asked
+        outcome.forward_us = forwarded - asked + now_us() - drafted
         outcome.sample_us = sampled - forwarded + asked - started
-        outcome.draft_us = now_us() - sampled
+        outcome.draft_us = drafted - sampled
         return outcome, guessed
 
     def _draft(

@@ -258,5 +258,15 @@ class RankedRunner:
             self._group.wait_stepped()
             return result
         except Exception as error:
-            own = f"a step failed on rank 0: {type(error).__name__}: {error}"
-            raise RanksLost(self._group.why_lost(_DEATH_SEEN_S) or own) from error
+            raise self._lost(error) from error
+
+    def finish(self) -> None:
+        """As ModelRunner.finish; the others said of each step that it is in their memory."""
+        try:
+            self._local.finish()
+        except Exception as error:
+            raise self._lost(error) from error
+
+    def _lost(self, error: Exception) -> RanksLost:
+        own = f"a step failed on rank 0: {type(error).__name__}: {error}"
+        return RanksLost(self._group.why_lost(_DEATH_SEEN_S) or own)

@@ -6,6 +6,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,9 +41,11 @@ class Runner:
     guesses: int = 0
     asked: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(3))
+    calls: list[str] = field(default_factory=list)
 
     def run(self, step: StepInput, wishes: np.ndarray | None = None) -> StepOutput | None:
         self.steps.append(step)
+        self.calls.append("run")
         if not len(step.rows):
             return None
         self.before(step)
@@ -53,12 +56,26 @@ class Runner:
 
     def draft(self, order: DraftOrder) -> np.ndarray:
         """What will be said, but for the guess that is wrong, and fewer where pages end."""
+        self.calls.append("draft")
         self.asked.append((self.steps[-1].rows.copy(), order.rows.copy()))
         following = order.rows[order.rows[:, 2] != 0, 1]
         right = (following[:, None] + 1 + np.arange(self.guesses)) % VOCAB
         wrong = np.where(self.rng.random(right.shape) < 0.2, (right + 5) % VOCAB, right)
         known = self.rng.integers(0, self.guesses + 1, len(right))
         return np.where(np.arange(self.guesses) < known[:, None], wrong, -1).astype(np.int32)
+
+    def finish(self) -> None:
+        self.calls.append("finish")
+
+
+class Watched(scheduling.Scheduler):
+    """Says when a step is completed, from when on its pages may be read by others."""
+
+    calls: list[str]
+
+    def complete(self, *arguments: Any, **more: Any) -> scheduling.Completion:
+        self.calls.append("complete")
+        return super().complete(*arguments, **more)
 
 
 class Sampler:
@@ -144,8 +161,10 @@ class Bench:
         limits.update(settings)
         guesses = settings.get("max_draft_tokens", 0)
         config = scheduling.Config(role=scheduling.Role.DECODE, **limits)
-        self.core = EngineCore(scheduling.Scheduler(config), PAGE, None)
+        scheduler = Watched(config)
+        self.core = EngineCore(scheduler, PAGE, None)
         self.runner, self.sampler, self.stops = Runner(guesses=guesses), Sampler(), Stops()
+        scheduler.calls = self.runner.calls
         self.published: queue.Queue[Published] = queue.Queue()
         self.loop = StepLoop(
             self.core,
@@ -219,6 +238,26 @@ def test_tokens_positions_and_cost(bench: Bench) -> None:
     assert [e.first_position for e in emitted] == [20, 21, 22, 23, 24]
     assert emitted[0].cost is not None and emitted[0].cost.computed_tokens == 20
     assert all(e.cost is None for e in emitted[1:])
+
+
+@pytest.mark.parametrize("guesses", [0, 2])
+def test_a_step_is_in_memory_before_it_is_completed(guesses: int) -> None:
+    """Chunks that sample nothing too, whose pages are sealed all the same."""
+    bench = Bench(max_draft_tokens=guesses)
+    samples: list[bool] = []
+    bench.runner.before = lambda step: samples.append(bool(step.rows[:, 3].any()))
+    bench.loop.start()
+    try:
+        bench.submit("a", [3] * 40, 3)
+        assert isinstance(bench.ended("a"), Done)
+    finally:
+        bench.stop()
+    assert samples[:3] == [False, False, True]
+    each = ["run", "draft", "finish", "complete"] if guesses else ["run", "finish", "complete"]
+    told = bench.runner.calls
+    rows, without = told[: len(each) * len(samples)], told[len(each) * len(samples) :]
+    assert rows == each * len(samples)
+    assert without == ["run", "finish"] * (len(without) // 2)  # a step that only frees
 
 
 def test_an_exception_fails_the_requests_of_its_step_with_a_reference(bench: Bench) -> None:
