@@ -50,11 +50,19 @@ class TokenChooser:
     """Keeps sampler and stop matcher told of whose slot is whose. On the engine's thread."""
 
     def __init__(
-        self, core: EngineCore, sampler: Sampler, stops: StopMatcher, max_slots: int
+        self,
+        core: EngineCore,
+        sampler: Sampler,
+        stops: StopMatcher,
+        max_slots: int,
+        *,
+        captures: bool = False,
     ) -> None:
+        """captures: steps may be captured, and then draw what they can."""
         self._core = core
         self._sampler = sampler
         self._stops = stops
+        self._captures = captures
         # Whose sampling state each slot holds. Compared on every step, so that admission,
         # retraction and slot reuse need no bookkeeping of their own.
         self._slot_owner = np.zeros(max_slots, np.uint64)
@@ -64,7 +72,7 @@ class TokenChooser:
     ) -> NDArray[np.float64] | None:
         """Before a step: slots are told of their requests; what a captured one is to draw by."""
         self._adopt_slots(sampling.slots, requests)
-        return self._sampler.wishes(*sampling.of_logits())
+        return self._sampler.wishes(*sampling.of_logits()) if self._captures else None
 
     def choose(
         self, output: StepOutput | None, requests: NDArray[np.uint64], sampling: Sampling

@@ -160,6 +160,7 @@ class Engine:
                 FreePagePoison(loaded.ranks.arenas) if self.config.debug_poison_free_pages else None
             ),
             drafts=self.config.speculative is not None,
+            captures=self.config.execution == "graphs",
         )
         puller = open_puller(peer, loaded.ranks, self.config)
         fetcher = Fetcher(loaded.core, puller, self.config)

@@ -73,12 +73,14 @@ class StepLoop:
         poison: FreePagePoison | None = None,
         *,
         drafts: bool = False,
+        captures: bool = False,
     ) -> None:
-        """drafts: the runner guesses tokens, and the scheduler takes guesses."""
+        """drafts: the runner guesses tokens, and the scheduler takes guesses. captures: its steps
+        may be captured, and then draw what they can."""
         self._core = core
         self._poison = poison
         self._runner = runner
-        self._chooser = TokenChooser(core, sampler, stops, max_slots)
+        self._chooser = TokenChooser(core, sampler, stops, max_slots, captures=captures)
         self._publish = publish
         self._drafts = drafts
         self._step_number = 0

@@ -42,7 +42,13 @@ async def test_requests_of_every_kind(
     """With guesses too: their rows are drawn inside as any other's."""
     monkeypatch.setattr(runner, "free_bytes", lambda device: 1 << 40)
     inside: list[int] = []
-    sample = TokenSampler.sample
+    asking: list[bool] = []
+    sample, wishes = TokenSampler.sample, TokenSampler.wishes
+
+    def wishing(self: TokenSampler, slots: Any, positions: Any) -> Any:
+        wanted = wishes(self, slots, positions)
+        asking.append(wanted is not None)
+        return wanted
 
     def noting(self: TokenSampler, logits: Any, slots: Any, positions: Any, drawn: Any) -> Any:
         if drawn is not None:
@@ -50,6 +56,7 @@ async def test_requests_of_every_kind(
         return sample(self, logits, slots, positions, drawn)
 
     monkeypatch.setattr(TokenSampler, "sample", noting)
+    monkeypatch.setattr(TokenSampler, "wishes", wishing)
     drafting = {"speculative": {"method": "mtp", "tokens": guesses}} if guesses else {}
     usual = config(MODEL, max_running=8, max_context=512, **drafting)
     graphs = usual.model_copy(update={"execution": "graphs"})
@@ -64,3 +71,4 @@ async def test_requests_of_every_kind(
         await worker.stop()
     # The longest answers decode while no prompt is left.
     assert len(blind) > recorded and len(inside) >= 20
+    assert sum(asking) >= 20
