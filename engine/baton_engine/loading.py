@@ -9,9 +9,6 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from baton.v1.kv_pb2 import CacheIdentity, ExportedCache, ExportedRank, Peer
 from baton_engine.arena import PageChecksums
 from baton_engine.config import EngineConfig
@@ -29,9 +26,9 @@ from baton_transfer import (
     PageArena,
     Puller,
     PullSettings,
-    ReadOutcome,
     cache_identity,
     configure_ucx,
+    read_with,
 )
 
 T = TypeVar("T")
@@ -163,21 +160,8 @@ def _identity(local: ModelRunner, config: EngineConfig) -> CacheIdentity:
 def open_puller(me: Peer, ranks: Ranks, config: EngineConfig) -> Puller:
     """Pulls into the arenas of all ranks."""
     reader = ranks.reader
-
-    async def read(
-        memory: bytes,
-        group: int,
-        sources: NDArray[np.int32],
-        targets: NDArray[np.int32],
-        checksums: NDArray[np.uint64] | None,
-        stop: threading.Event,
-    ) -> ReadOutcome:
-        return await asyncio.wrap_future(
-            reader.submit(memory, group, sources, targets, checksums, stop=stop)
-        )
-
     settings = PullSettings(ttl_ms=config.lease_ttl_ms)
-    return Puller(me, ranks.identity, read, forget=reader.forget, settings=settings)
+    return Puller(me, ranks.identity, read_with(reader), forget=reader.forget, settings=settings)
 
 
 async def _in_thread(work: Callable[[], T]) -> T:

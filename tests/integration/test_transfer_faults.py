@@ -4,6 +4,7 @@ import asyncio
 import signal
 import threading
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from baton.v1 import kv_pb2 as pb
 from baton.v1 import kv_pb2_grpc
 from baton_rpc import channel
 from baton_transfer import PullFailure, PullSettings, ReadFailure, ReadOutcome
+from baton_transfer.peers import Holder
 
 from .transfer_holder import hashes, identity
 from .transfer_rig import HolderProcess, Reading, check_pages, holder, reading
@@ -124,6 +126,36 @@ async def test_a_cancelled_pull_returns_only_when_nothing_writes_any_more() -> N
             assert (mine.arena.pages == 0xAB).all()
             again = await mine.puller.pull(peer.peer, hashes(1, 2), targets[:2])
             assert again.failure is None
+
+
+async def test_a_pull_cancelled_while_it_asks_lets_the_lease_go_that_it_is_granted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    verdicts: list[list[bool]] = []
+    release = Holder.release
+
+    async def noted(*given: Any, **named: Any) -> list[bool]:
+        verdicts.append(await release(*given, **named))
+        return verdicts[-1]
+
+    monkeypatch.setattr(Holder, "release", noted)
+    with holder() as peer:
+        async with reading() as mine:
+            targets = np.zeros(1, np.int32)
+            assert (await mine.puller.pull(peer.peer, hashes(1, 1), targets)).failure is None
+            await mine.puller.released()
+            verdicts.clear()
+            peer.signal(signal.SIGSTOP)
+            pull = asyncio.create_task(mine.puller.pull(peer.peer, hashes(1, 1), targets))
+            await asyncio.sleep(0)  # it has asked
+            pull.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await pull
+            peer.signal(signal.SIGCONT)
+            async with asyncio.timeout(10):
+                while not verdicts:
+                    await asyncio.sleep(0.01)
+            assert verdicts == [[True]], "the holder had granted it and held it until now"
 
 
 @pytest.mark.parametrize("checksums", [True, False])

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from baton.v1.kv_pb2 import CacheGroupIdentity, ExportedCache
 from baton_transfer.arena import MemoryType, PageArena, Pages
 from baton_transfer.fragments import Cut, is_whole, plan
-from baton_transfer.outcome import ReadFailure, ReadOutcome, ended_at_once
+from baton_transfer.outcome import ReadFailure, ReadOutcome, ended_at_once, future_of
 from baton_transfer.reader import FLOOR_BYTES_PER_S, PageReader
 from baton_transfer.share import Ended
 from baton_transfer.staged import StagedReader
@@ -92,6 +92,22 @@ class CacheReader:
         checksums: of all pages on the first of the holder's ranks that are read from
         (Cut.sources), then on the next.
         """
+        return future_of(
+            self.begin(memory, group, sources, targets, checksums, seconds=seconds, stop=stop)
+        )
+
+    def begin(
+        self,
+        memory: bytes,
+        group: int,
+        sources: Sequence[int] | Pages,
+        targets: Sequence[int] | Pages,
+        checksums: Sequence[int] | NDArray[np.uint64] | None = None,
+        *,
+        seconds: float | None = None,
+        stop: threading.Event | None = None,
+    ) -> ReadOutcome | Future[ReadOutcome]:
+        """As `submit`; the outcome itself when that is known at once (PageReader.begin)."""
         mine = self._groups[group]
         source_pages = np.ascontiguousarray(sources, np.int32)
         target_pages = np.ascontiguousarray(targets, np.int32)
@@ -101,11 +117,9 @@ class CacheReader:
         except Ended as end:
             return ended_at_once(end.failure, str(end))
         if isinstance(way, StagedReader):
-            return way.submit(source_pages, target_pages, sums, seconds, stop)
+            return way.begin(source_pages, target_pages, sums, seconds, stop)
         row = None if sums is None else sums[way.row]
-        return mine.direct.submit(
-            way.memory, source_pages, target_pages, row, seconds=seconds, stop=stop
-        )
+        return mine.direct.begin(way.memory, source_pages, target_pages, row, seconds, stop)
 
     def forget(self, memory: bytes) -> None:
         """Ends what was made to read a peer that is gone; its reads that still run end too."""

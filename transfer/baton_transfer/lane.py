@@ -10,7 +10,7 @@ from baton.v1.kv_pb2 import ExportedMemory
 from baton_transfer.agent import Agent, AgentError, XferState
 from baton_transfer.arena import MemoryType, PageArena
 from baton_transfer.outcome import ReadFailure
-from baton_transfer.share import Batch, Ended, SharedRead
+from baton_transfer.share import Batch, Ended, Read, SharedRead
 
 # Batches posted before the first is waited for; hides round trips where posts return at once.
 _BATCHES_IN_FLIGHT = 4
@@ -45,24 +45,22 @@ class Lane:
         """Whether a read can be posted without making an agent first."""
         return self._agent is not None
 
-    def at_once(self, read: SharedRead) -> bool:
-        """A read of one batch by a connected lane, as far as posting it goes. Where the post
-        copies (CMA) that is all; False: `run` must go on with it."""
-        agent = self._agent
-        if agent is None:
-            return False
-        try:
-            batch = read.take()
-            if batch is None:
-                return True
-            self._posted.append(self._post(agent, batch))
-            if self._posted[0].state is not XferState.DONE:
-                return False
-            self._finish(agent, self._posted.popleft(), read)
-        except Ended as end:
-            read.fail(end)
-            return False
-        return True
+    def at_once(self, read: Read) -> bool:
+        """A read of one batch by a connected lane. Where the post copies (CMA), and what it
+        brought is whole, that was all; False: `run` must go on with it. Raises Ended."""
+        agent = self._connected()
+        posted = self._post(agent, Batch(0, 0, read.sources, read.targets))
+        if posted.state is XferState.DONE and (
+            read.checksums is None
+            or self._arena.whole(read.targets, read.checksums) == len(read.targets)
+        ):
+            try:
+                agent.release(posted.handle)
+            except AgentError as error:
+                raise Ended(ReadFailure.DISCONNECTED, str(error)) from error
+            return True
+        self._posted.append(posted)
+        return False
 
     def run(self, read: SharedRead) -> None:
         """Takes batches until none is left, verifies each as it comes; tells `read` a failure."""

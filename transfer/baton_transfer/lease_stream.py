@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 
 from baton.v1 import kv_pb2 as pb
 from baton_rpc import Refusal, host_of
@@ -12,6 +13,9 @@ class Unreachable(Exception):
     """A holder did not answer; the text says how."""
 
 
+Unheard = Callable[[pb.LeaseResponse], None]
+
+
 class LeaseStream(FramedProtocol):
     """One connection. Once it is `over`, take another one. Used on one event loop."""
 
@@ -20,7 +24,7 @@ class LeaseStream(FramedProtocol):
         self._address = address
         self._loop = asyncio.get_running_loop()
         # A caller that lost patience leaves its future here: the answer still comes in its turn.
-        self._waiting: deque[asyncio.Future[pb.LeaseResponse]] = deque()
+        self._waiting: deque[tuple[asyncio.Future[pb.LeaseResponse], Unheard | None]] = deque()
         self.over = False
 
     @classmethod
@@ -37,16 +41,23 @@ class LeaseStream(FramedProtocol):
         stream.send(ticket)
         return stream
 
-    async def ask(self, request: pb.LeaseRequest, timeout: float) -> pb.LeaseResponse:
-        """The answer. Raises Refusal and Unreachable."""
+    async def ask(
+        self, request: pb.LeaseRequest, timeout: float, unheard: Unheard | None = None
+    ) -> pb.LeaseResponse:
+        """The answer. Raises Refusal and Unreachable. `unheard` is told one that comes after the
+        caller was cancelled or has lost patience."""
         if self.over:
             raise Unreachable(f"{self._address}: the lease connection is over")
         answer: asyncio.Future[pb.LeaseResponse] = self._loop.create_future()
-        self._waiting.append(answer)
+        self._waiting.append((answer, unheard))
         self.send(request.SerializeToString())
         patience = self._loop.call_later(timeout, self._late, answer, timeout)
         try:
             told = await answer
+        except asyncio.CancelledError:
+            if unheard is not None and not answer.cancelled() and answer.exception() is None:
+                unheard(answer.result())  # it came in the same turn of the loop
+            raise
         finally:
             patience.cancel()
         if told.HasField("refused"):
@@ -59,14 +70,17 @@ class LeaseStream(FramedProtocol):
         self.abort()
 
     def received(self, message: bytes) -> None:
-        answer = self._waiting.popleft()
+        answer, unheard = self._waiting.popleft()
+        told = pb.LeaseResponse.FromString(message)
         if not answer.done():
-            answer.set_result(pb.LeaseResponse.FromString(message))
+            answer.set_result(told)
+        elif unheard is not None:
+            unheard(told)
 
     def connection_lost(self, error: Exception | None) -> None:
         self.over = True
         end = Unreachable(f"{self._address}: the lease connection ended ({error or 'by its peer'})")
-        for left in self._waiting:
+        for left, _ in self._waiting:
             if not left.done():
                 left.set_exception(end)
 

@@ -2,19 +2,23 @@
 
 import queue
 import threading
+import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from typing import TypeAlias
 
 from baton.v1.kv_pb2 import ExportedMemory
 from baton_transfer.arena import MemoryType, PageArena
 from baton_transfer.lane import Lane
 from baton_transfer.outcome import ReadFailure, ReadOutcome
-from baton_transfer.share import Read, SharedRead
+from baton_transfer.share import Ended, Read, SharedRead
 from baton_transfer.ucx import post_copies
 
 # What is copied and hashed in less time than two threads take to wake each other.
 _QUICK_BYTES = 256 << 10
+
+_Queued: TypeAlias = tuple[Read, Future[ReadOutcome]]
 
 
 class PeerLink:
@@ -26,36 +30,51 @@ class PeerLink:
     """
 
     def __init__(self, reader: str, arena: PageArena, memory: ExportedMemory) -> None:
+        self.pages = memory.pages
         self._arena = arena
         self._memory = memory
         self._first, self._second = (Lane(reader, arena, memory) for _ in range(2))
         name = f"baton-read-{memory.agent}"
         self._other = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
-        self._reads: queue.SimpleQueue[Read | None] = queue.SimpleQueue()
+        self._reads: queue.SimpleQueue[_Queued | None] = queue.SimpleQueue()
         # Who holds it uses the lanes: the thread, or whoever asks for so little that to wake the
         # thread and to be woken by it would take longer than the read.
         self._lanes = threading.Lock()
+        self._post_copies = arena.memory_type is MemoryType.DRAM and post_copies()
         self._closing = False
         self.fences = 0  # reads after which the agents were destroyed
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def submit(self, read: Read) -> None:
-        """Queues a read, or does it at once; its future ends with a ReadOutcome."""
-        if not self._is_quick(read) or not self._lanes.acquire(blocking=False):
-            self._reads.put(read)
-            return
-        read.future.set_running_or_notify_cancel()
-        shared = self._shared(read)
-        whole = False
+    def begin(self, read: Read) -> ReadOutcome | Future[ReadOutcome]:
+        """Queues a read, or does it at once."""
+        future: Future[ReadOutcome]
+        if not self._is_quick(read) or not self._take_connected():
+            future = Future()
+            self._reads.put((read, future))
+            return future
+        started = time.monotonic()
+        shared: SharedRead | None = None
+        done = False
         try:
-            whole = self._first.at_once(shared)
+            done = self._first.at_once(read)
+        except Ended as end:
+            shared = self._shared(read, posted=True)
+            shared.fail(end)
         finally:
-            if whole:
+            if done:
                 self._lanes.release()
-                read.future.set_result(shared.outcome())
             else:  # it failed, or this transport does not copy in the post: do not wait here
-                self._other.submit(self._carry_on, read, shared)
+                future = Future()
+                future.set_running_or_notify_cancel()
+                shared = shared or self._shared(read, posted=True)
+                self._other.submit(self._carry_on, shared, future)
+        if not done:
+            return future
+        moved = len(read.targets) * self._arena.page_bytes
+        seconds = time.monotonic() - started
+        verified = read.checksums is not None
+        return ReadOutcome(len(read.targets), moved, seconds, verified=verified)
 
     @property
     def alive(self) -> bool:
@@ -70,17 +89,18 @@ class PeerLink:
             self._thread.join()
 
     def _run(self) -> None:
-        while (read := self._reads.get()) is not None:
-            if not read.future.set_running_or_notify_cancel():
+        while (queued := self._reads.get()) is not None:
+            read, future = queued
+            if not future.set_running_or_notify_cancel():
                 continue
             with self._lanes:
-                self._end(read, partial(self._do, read))
+                self._end(future, partial(self._do, read))
         with self._lanes:
             self._other.shutdown()
             self._fence()
         self._refuse_the_rest()
 
-    def _carry_on(self, read: Read, shared: SharedRead) -> None:
+    def _carry_on(self, shared: SharedRead, future: Future[ReadOutcome]) -> None:
         """A read that was begun by who asked for it."""
 
         def rest() -> ReadOutcome:
@@ -88,26 +108,26 @@ class PeerLink:
             return self._outcome(shared)
 
         try:
-            self._end(read, rest)
+            self._end(future, rest)
         finally:
             self._lanes.release()
 
-    def _end(self, read: Read, work: Callable[[], ReadOutcome]) -> None:
+    def _end(self, future: Future[ReadOutcome], work: Callable[[], ReadOutcome]) -> None:
         try:
-            read.future.set_result(work())
+            future.set_result(work())
         except Exception as error:  # noqa: BLE001  told to whoever waits
             # A bug here must not leave the caller waiting, nor a read running.
             self._fence()
-            read.future.set_exception(error)
+            future.set_exception(error)
 
     def _refuse_the_rest(self) -> None:
         while True:
             try:
-                read = self._reads.get_nowait()
+                queued = self._reads.get_nowait()
             except queue.Empty:
                 return
-            if read is not None and read.future.set_running_or_notify_cancel():
-                read.future.set_result(_closed())
+            if queued is not None and queued[1].set_running_or_notify_cancel():
+                queued[1].set_result(_closed())
 
     def _do(self, read: Read) -> ReadOutcome:
         shared = self._shared(read)
@@ -126,13 +146,27 @@ class PeerLink:
             self._fence()
         return shared.outcome()
 
-    def _shared(self, read: Read) -> SharedRead:
-        return SharedRead(read, self._arena, self._memory.agent, lambda: self._closing)
+    def _shared(self, read: Read, *, posted: bool = False) -> SharedRead:
+        peer, closing = self._memory.agent, lambda: self._closing
+        return SharedRead(read, self._arena, peer, closing, posted=posted)
 
     def _is_quick(self, read: Read) -> bool:
-        wanted = len(read.targets) * self._arena.page_bytes
-        on_host = self._arena.memory_type is MemoryType.DRAM
-        return 0 < wanted <= _QUICK_BYTES and on_host and self._first.connected and post_copies()
+        return (
+            0 < len(read.targets) * self._arena.page_bytes <= _QUICK_BYTES
+            and self._post_copies
+            and not self._closing
+            and (read.stop is None or not read.stop.is_set())
+            and read.seconds > 0
+        )
+
+    def _take_connected(self) -> bool:
+        """Takes the lanes, if nobody has them and a read can be posted without connecting."""
+        if not self._lanes.acquire(blocking=False):
+            return False
+        if not self._first.connected:
+            self._lanes.release()
+            return False
+        return True
 
     def _fence(self) -> None:
         fallen = [lane.fence() for lane in (self._first, self._second)]

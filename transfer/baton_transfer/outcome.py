@@ -45,10 +45,17 @@ def together(outcomes: Sequence[ReadOutcome]) -> ReadOutcome:
     )
 
 
-def ended_at_once(failure: ReadFailure, detail: str) -> Future[ReadOutcome]:
+def ended_at_once(failure: ReadFailure, detail: str) -> ReadOutcome:
     """A read that does not begin."""
+    return ReadOutcome(0, 0, 0.0, failure, detail)
+
+
+def future_of(read: ReadOutcome | Future[ReadOutcome]) -> Future[ReadOutcome]:
+    """For those who wait for a read whether it is over or not."""
+    if isinstance(read, Future):
+        return read
     future: Future[ReadOutcome] = Future()
-    future.set_result(ReadOutcome(0, 0, 0.0, failure, detail))
+    future.set_result(read)
     return future
 
 
@@ -72,6 +79,17 @@ class Pulled:
     failure: PullFailure | None = None
     read_failure: ReadFailure | None = None
     detail: str = ""
+
+    def and_then(self, part: "Pulled", seconds: float) -> "Pulled":
+        """This, and the next part of the same pull; `seconds` of both."""
+        return Pulled(
+            self.arrived + part.arrived,
+            self.moved_bytes + part.moved_bytes,
+            seconds,
+            part.failure,
+            part.read_failure,
+            part.detail,
+        )
 
 
 def nothing(failure: PullFailure, detail: str) -> Pulled:

@@ -2,8 +2,9 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import grpc
@@ -35,31 +36,41 @@ class Credit:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._used = 0
-        self._waiting = 0
-        self._changed = asyncio.Condition()
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
-    @asynccontextmanager
-    async def of(self, size: int) -> AsyncIterator[None]:
-        """Waits for `size` bytes of credit; more than the limit waits for all of it."""
+    async def take(self, size: int) -> int:
+        """Waits for `size` bytes of credit; more than the limit waits for all of it. What to `give`
+        back."""
         size = min(size, self.limit)
-        if self._waiting or self._used + size > self.limit:
-            await self._room_for(size)
-        self._used += size
+        if not self._waiting and self._used + size <= self.limit:
+            self._used += size
+            return size
+        room: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((size, room))
         try:
-            yield
-        finally:
-            self._used -= size
-            if self._waiting:
-                async with self._changed:
-                    self._changed.notify_all()
+            await room
+        except asyncio.CancelledError:
+            if room.cancelled():
+                self._waiting.remove((size, room))
+                self._admit()
+            else:
+                self.give(size)
+            raise
+        return size
 
-    async def _room_for(self, size: int) -> None:
-        self._waiting += 1
-        try:
-            async with self._changed:
-                await self._changed.wait_for(lambda: self._used + size <= self.limit)
-        finally:
-            self._waiting -= 1
+    def give(self, size: int) -> None:
+        """Gives taken credit back."""
+        self._used -= size
+        self._admit()
+
+    def _admit(self) -> None:
+        while self._waiting and self._used + self._waiting[0][0] <= self.limit:
+            size, room = self._waiting[0]
+            if room.cancelled():
+                return  # it leaves by itself, and admits the next
+            self._waiting.popleft()
+            self._used += size
+            room.set_result(None)
 
 
 class Holder:
@@ -105,9 +116,14 @@ class Holder:
             self._hands = None
         hands.leases.close()
 
-    async def acquire(self, hashes: bytes, group: int) -> tuple[Handshaken, pb.AcquireResponse]:
+    async def acquire(
+        self, hashes: bytes, group: int, unwanted: Callable[["Holder", int, int], None]
+    ) -> tuple[Handshaken, pb.AcquireResponse]:
         """Leases what the holder has of `hashes`, all of one cache group; in a new life too.
-        Raises as handshake does."""
+        Raises as handshake does.
+
+        `unwanted` (self, epoch, lease) is told of a lease that comes when we were cancelled.
+        """
         for last in (False, True):
             hands = await self.handshake()
             request = pb.AcquireRequest(
@@ -117,8 +133,14 @@ class Holder:
                 ttl_ms=self.ttl_ms,
                 group=group,
             )
+
+            def unheard(answer: pb.LeaseResponse, epoch: int = hands.epoch) -> None:
+                if answer.acquire.lease_id:
+                    unwanted(self, epoch, answer.acquire.lease_id)
+
             try:
-                answer = await hands.leases.ask(pb.LeaseRequest(acquire=request), ACQUIRE_S)
+                asked = pb.LeaseRequest(acquire=request)
+                answer = await hands.leases.ask(asked, ACQUIRE_S, unheard)
                 return hands, answer.acquire
             except Unreachable:
                 self.restarted(hands)
@@ -147,10 +169,8 @@ class Holder:
         answer = await hands.leases.ask(pb.LeaseRequest(release=request), RELEASE_S)
         return [verdict == pb.LEASE_VERDICT_VALID for verdict in answer.release.verdicts]
 
-    @asynccontextmanager
-    async def kept(
-        self, hands: Handshaken, lease: int, stop: threading.Event
-    ) -> AsyncIterator[None]:
+    @contextmanager
+    def kept(self, hands: Handshaken, lease: int, stop: threading.Event) -> Iterator[None]:
         """Renews the lease while the block runs; sets `stop` when the holder says it is over."""
         self._kept[hands.epoch, lease] = stop
         if self._heartbeat is None or self._heartbeat.done():

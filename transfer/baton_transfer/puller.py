@@ -5,7 +5,9 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, replace
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,34 +15,51 @@ from numpy.typing import NDArray
 from baton.v1 import kv_pb2 as pb
 from baton_rpc import Refusal
 from baton_transfer.arena import Pages
-from baton_transfer.cache_reader import CacheReader
 from baton_transfer.following import Follower
 from baton_transfer.lease_stream import Unreachable
 from baton_transfer.outcome import Pulled, PullFailure, ReadOutcome, judged, nothing
 from baton_transfer.peers import Handshaken, Holder
+from baton_transfer.releases import Releases
 
 log = logging.getLogger("baton.transfer")
 
-# (memory, group, source pages, target pages, checksums or None, stop) -> a terminal outcome.
-# With several ranks: the worst of their outcomes, when all of them are terminal.
+# (memory, group, source pages, target pages, checksums or None, stop) -> a terminal outcome, at
+# once or later. With several ranks: the worst of their outcomes, when all of them are terminal.
 ReadPages = Callable[
-    [bytes, int, Pages, Pages, NDArray[np.uint64] | None, threading.Event], Awaitable[ReadOutcome]
+    [bytes, int, Pages, Pages, NDArray[np.uint64] | None, threading.Event],
+    ReadOutcome | Awaitable[ReadOutcome],
 ]
 
 
-def read_with(reader: CacheReader) -> ReadPages:
-    """The `read` of a Puller for one rank."""
+class PagesReader(Protocol):
+    """Of one rank (CacheReader) or of several."""
 
-    async def read(
+    def begin(
+        self,
+        memory: bytes,
+        group: int,
+        sources: Pages,
+        targets: Pages,
+        checksums: NDArray[np.uint64] | None = None,
+        *,
+        stop: threading.Event | None = None,
+    ) -> ReadOutcome | Future[ReadOutcome]:
+        """See CacheReader.begin."""
+
+
+def read_with(reader: PagesReader) -> ReadPages:
+    """The `read` of a Puller."""
+
+    def read(
         memory: bytes,
         group: int,
         sources: Pages,
         targets: Pages,
         checksums: NDArray[np.uint64] | None,
         stop: threading.Event,
-    ) -> ReadOutcome:
-        reading = reader.submit(memory, group, sources, targets, checksums, stop=stop)
-        return reading.result() if reading.done() else await asyncio.wrap_future(reading)
+    ) -> ReadOutcome | Awaitable[ReadOutcome]:
+        reading = reader.begin(memory, group, sources, targets, checksums, stop=stop)
+        return reading if isinstance(reading, ReadOutcome) else asyncio.wrap_future(reading)
 
     return read
 
@@ -78,8 +97,12 @@ class Puller:
         self._holders: dict[str, Holder] = {}
         self._follower = Follower(me.name)
         self._connecting: set[asyncio.Task[None]] = set()
-        self._releasing: set[asyncio.Task[None]] = set()
-        self.outlived = 0  # pulls whose pages were whole though their lease had ended
+        self._releases = Releases()
+
+    @property
+    def outlived(self) -> int:
+        """Pulls whose pages were whole though their lease had ended."""
+        return self._releases.outlived
 
     async def pull(
         self,
@@ -108,14 +131,7 @@ class Puller:
             raise ValueError(f"group {group} of {len(self._identity.groups)} cache groups")
         if hashes.shape != (len(targets), 16):
             raise ValueError(f"hashes {hashes.shape} for {len(targets)} target pages")
-        stop = threading.Event()
-        task = asyncio.create_task(self._pull(source, hashes, targets, group, handed_over, stop))
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            stop.set()
-            await _ended(task)
-            raise
+        return await self._pull(source, hashes, targets, group, handed_over)
 
     def follow(self, holder: pb.Peer, request_id: str, attempt: int) -> AsyncIterator[pb.Handover]:
         """What the holder announces for one request: cumulative, latest only.
@@ -140,8 +156,7 @@ class Puller:
 
     async def released(self) -> None:
         """When every release of what has proven itself is answered."""
-        if self._releasing:
-            await asyncio.wait(self._releasing)
+        await self._releases.ended()
 
     async def close(self) -> None:
         """Ends streams and channels. Pulls must have ended."""
@@ -167,7 +182,9 @@ class Puller:
         try:
             hands = await holder.handshake()
             for group in range(len(self._identity.groups)):
-                await self._read(hands.memory, group, none, none, None, threading.Event())
+                reading = self._read(hands.memory, group, none, none, None, threading.Event())
+                if not isinstance(reading, ReadOutcome):
+                    await reading
         except (Refusal, Unreachable) as error:
             log.info("not connected to %s yet: %s", holder.address, error)
 
@@ -190,7 +207,6 @@ class Puller:
         targets: Pages,
         group: int,
         handed_over: tuple[str, int] | None,
-        stop: threading.Event,
     ) -> Pulled:
         started = time.monotonic()
         holder = self._holder(source.address)
@@ -200,25 +216,23 @@ class Puller:
         for first in range(0, len(targets), step):
             last = first + step >= len(targets)
             wanted = targets[first : first + step]
-            async with holder.credit.of(len(wanted) * page_bytes):
+            credit = await holder.credit.take(len(wanted) * page_bytes)
+            try:
                 part = await self._chunk(
                     holder,
                     hashes[first : first + step],
                     wanted,
                     group,
                     handed_over if last else None,
-                    stop,
                 )
-            total = replace(
-                part,
-                arrived=total.arrived + part.arrived,
-                moved_bytes=total.moved_bytes + part.moved_bytes,
-            )
+            finally:
+                holder.credit.give(credit)
+            total = total.and_then(part, time.monotonic() - started)
             if part.failure is not None:
                 break
             if not last:
                 await asyncio.sleep(0)  # its release goes out before the next lease is asked for
-        return replace(total, seconds=time.monotonic() - started)
+        return total
 
     async def _chunk(
         self,
@@ -227,10 +241,9 @@ class Puller:
         targets: Pages,
         group: int,
         handed_over: tuple[str, int] | None,
-        stop: threading.Event,
     ) -> Pulled:
         try:
-            hands, lease = await holder.acquire(hashes.tobytes(), group)
+            hands, lease = await holder.acquire(hashes.tobytes(), group, self._releases.unwanted)
         except Refusal as refusal:
             return nothing(PullFailure.REFUSED, f"{refusal.reason_name}: {refusal.message}")
         except Unreachable as error:
@@ -238,20 +251,27 @@ class Puller:
         if not lease.lease_id:
             return nothing(PullFailure.NOT_HELD, f"{holder.address} has none of the pages")
         count = min(len(lease.pages), len(targets))
-        async with holder.kept(hands, lease.lease_id, stop):
-            outcome = await self._read(
-                hands.memory,
-                group,
-                np.array(lease.pages[:count], np.int32),
-                targets[:count],
-                _checksums(lease, count),
-                stop,
-            )
+        stop = threading.Event()
+        reading = self._read(
+            hands.memory,
+            group,
+            np.array(lease.pages, np.int32)[:count],
+            targets[:count],
+            _checksums(lease, count),
+            stop,
+        )
+        if isinstance(reading, ReadOutcome):
+            outcome = reading
+        else:
+            with holder.kept(hands, lease.lease_id, stop):
+                try:
+                    outcome = await _terminal(reading, stop)
+                except asyncio.CancelledError:
+                    self._releases.unwanted(holder, hands.epoch, lease.lease_id)
+                    raise
         done = [handed_over] if handed_over and outcome.arrived == len(targets) else []
         if outcome.verified:
-            releasing = asyncio.create_task(self._let_go(holder, hands.epoch, lease.lease_id, done))
-            self._releasing.add(releasing)
-            releasing.add_done_callback(self._releasing.discard)
+            self._releases.proven(holder, hands.epoch, lease.lease_id, done)
             return judged(outcome, None, len(targets), holder.address)
         valid = await self._verdict(holder, hands, lease.lease_id, done)
         return judged(outcome, valid, len(targets), holder.address)
@@ -266,19 +286,6 @@ class Puller:
             holder.restarted(hands)
             return None
 
-    async def _let_go(
-        self, holder: Holder, epoch: int, lease: int, done: list[tuple[str, int]]
-    ) -> None:
-        """Releases what has proven itself. Unheard, the holder lets go by its own clock."""
-        try:
-            valid = await holder.release(epoch, [lease], done, proven=True) == [True]
-        except (Refusal, Unreachable) as error:
-            log.info("a lease of %s was not released: %s", holder.address, error)
-            return
-        if not valid:
-            self.outlived += 1
-            log.info("a lease of %s ended during a read; every page was whole", holder.address)
-
 
 def _checksums(lease: pb.AcquireResponse, count: int) -> NDArray[np.uint64] | None:
     """Of the first `count` pages, on each of the holder's ranks that are read from."""
@@ -290,10 +297,16 @@ def _checksums(lease: pb.AcquireResponse, count: int) -> NDArray[np.uint64] | No
     return sums[np.arange(len(sums)) % len(lease.pages) < count]
 
 
-async def _ended(task: asyncio.Task[Pulled]) -> None:
-    """Waits for the task, however often we are cancelled: its reads must be terminal."""
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError:
-            continue
+async def _terminal(reading: Awaitable[ReadOutcome], stop: threading.Event) -> ReadOutcome:
+    """The read's end. When we are cancelled, however often, we stop it and wait for that too."""
+    read = asyncio.ensure_future(reading)
+    try:
+        return await asyncio.shield(read)
+    except asyncio.CancelledError:
+        stop.set()
+        while not read.done():
+            try:
+                await asyncio.wait([read])
+            except asyncio.CancelledError:
+                continue
+        raise

@@ -10,9 +10,9 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from baton.v1.kv_pb2 import ExportedMemory
-from baton_transfer.arena import MemoryType, PageArena, Pages
+from baton_transfer.arena import MemoryType, PageArena, Pages, within
 from baton_transfer.link import PeerLink
-from baton_transfer.outcome import ReadFailure, ReadOutcome, ended_at_once
+from baton_transfer.outcome import ReadFailure, ReadOutcome, ended_at_once, future_of
 from baton_transfer.share import Read
 
 # A transfer slower than this is stuck, not slow: TCP on a bad day is ten times faster.
@@ -66,13 +66,22 @@ class PageReader:
         be written at any time, and nothing but the future says so. Raises
         ValueError for indices outside our arena or lists of unequal length.
         """
+        return future_of(self.begin(memory, sources, targets, checksums, seconds, stop))
+
+    def begin(
+        self,
+        memory: bytes,
+        sources: Sequence[int] | Pages,
+        targets: Sequence[int] | Pages,
+        checksums: Sequence[int] | NDArray[np.uint64] | None,
+        seconds: float | None,
+        stop: threading.Event | None,
+    ) -> ReadOutcome | Future[ReadOutcome]:
+        """As `submit`; the outcome itself when that is known at once, as of a small read that its
+        post has copied."""
         source_pages, target_pages = _indices(sources), _indices(targets)
         sums = _sums(checksums) if self._arena.memory_type is MemoryType.DRAM else None
         self._check(source_pages, target_pages, sums)
-        parsed = _parse(memory)
-        unreadable = self._unreadable(parsed, source_pages)
-        if parsed is None or unreadable:
-            return ended_at_once(ReadFailure.UNREADABLE, unreadable)
         if seconds is None:
             seconds = len(target_pages) * self._arena.page_bytes / self._floor + _GRACE_S
         read = Read(source_pages, target_pages, sums, seconds, stop)
@@ -81,10 +90,16 @@ class PageReader:
                 return ended_at_once(ReadFailure.CLOSED, "the reader was closed")
             link = self._links.get(memory)
             if link is None:
-                link = PeerLink(self._name, self._arena, parsed)
-                self._links[memory] = link
-            link.submit(read)
-        return read.future
+                parsed = _parse(memory)
+                unreadable = self._unreadable(parsed)
+                if parsed is None or unreadable:
+                    return ended_at_once(ReadFailure.UNREADABLE, unreadable)
+                link = self._links[memory] = PeerLink(self._name, self._arena, parsed)
+            if not within(source_pages, link.pages):
+                return ended_at_once(
+                    ReadFailure.UNREADABLE, f"a leased page is outside the {link.pages} of its peer"
+                )
+            return link.begin(read)
 
     def read(
         self,
@@ -127,7 +142,7 @@ class PageReader:
             raise ValueError(f"{len(checksums)} checksums for {len(targets)} pages")
         self._arena.check_indices(targets)
 
-    def _unreadable(self, memory: ExportedMemory | None, sources: Pages) -> str:
+    def _unreadable(self, memory: ExportedMemory | None) -> str:
         if memory is None:
             return "the peer's memory description is not an ExportedMemory"
         if memory.memory_type not in list(MemoryType):
@@ -137,8 +152,6 @@ class PageReader:
                 f"pages of {memory.agent} have {memory.page_bytes} bytes, "
                 f"ours {self._arena.page_bytes}"
             )
-        if sources.size and not 0 <= int(sources.min()) <= int(sources.max()) < memory.pages:
-            return f"a leased page of {memory.agent} is outside its {memory.pages} pages"
         return ""
 
 

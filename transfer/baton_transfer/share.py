@@ -3,8 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +25,6 @@ class Read:
     checksums: NDArray[np.uint64] | None
     seconds: float  # from its start on the link; past it the fence falls
     stop: threading.Event | None
-    future: Future[ReadOutcome] = field(default_factory=Future)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +49,15 @@ class SharedRead:
     """Thread-safe. The first failure counts; after it no lane takes or waits for anything."""
 
     def __init__(
-        self, read: Read, arena: PageArena, peer: str, closing: Callable[[], bool]
+        self,
+        read: Read,
+        arena: PageArena,
+        peer: str,
+        closing: Callable[[], bool],
+        *,
+        posted: bool = False,
     ) -> None:
+        """`posted`: all of it is taken already (Lane.at_once)."""
         self._read = read
         self._arena = arena
         self._peer = peer
@@ -60,7 +65,7 @@ class SharedRead:
         self._started = time.monotonic()
         self._step = max(1, _BATCH_BYTES // arena.page_bytes)
         self._lock = threading.Lock()
-        self._batches = self._cut()
+        self._batches = iter(()) if posted else self._cut()
         self._arrived: dict[int, int] = {}  # batch -> leading whole pages
         self._bad: int | None = None  # the first page seen that is not whole
         # Not the exception itself: its frames would keep the agent alive past its destruction.
@@ -87,10 +92,8 @@ class SharedRead:
         whole = len(batch.targets)
         sums = self._read.checksums
         if sums is not None:
-            got = self._arena.checksums(batch.targets)
-            wrong = np.flatnonzero(got != sums[batch.first : batch.first + whole])
-            if wrong.size:
-                whole = int(wrong[0])
+            whole = self._arena.whole(batch.targets, sums[batch.first : batch.first + whole])
+            if whole < len(batch.targets):
                 with self._lock:
                     bad = batch.first + whole
                     self._bad = bad if self._bad is None else min(bad, self._bad)

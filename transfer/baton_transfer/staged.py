@@ -66,15 +66,15 @@ class StagedReader:
             self._sources.append(_Source(part, readable.index(part.rank), memory, staging, reader))
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"baton-sort-{name}")
 
-    def submit(
+    def begin(
         self,
         sources: Pages,
         targets: Pages,
         checksums: NDArray[np.uint64] | None,
         seconds: float | None,
         stop: threading.Event | None,
-    ) -> Future[ReadOutcome]:
-        """As PageReader.submit; checksums [ranks that are read from, pages]."""
+    ) -> ReadOutcome | Future[ReadOutcome]:
+        """As PageReader.begin; checksums [ranks that are read from, pages]."""
         self._arena.check_indices(targets)
         try:
             return self._thread.submit(self._read, sources, targets, checksums, seconds, stop)

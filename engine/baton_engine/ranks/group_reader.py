@@ -26,7 +26,7 @@ class GroupReader:
         self._local = local
         self._group = group
 
-    def submit(
+    def begin(
         self,
         memory: bytes,
         group: int,
@@ -37,7 +37,7 @@ class GroupReader:
         seconds: float | None = None,
         stop: threading.Event | None = None,
     ) -> Future[ReadOutcome]:
-        """As CacheReader.submit. `stop` ends rank 0's read early; the others' end by themselves."""
+        """As CacheReader.begin. `stop` ends rank 0's read early; the others' end by themselves."""
         sums = None
         if checksums is not None and len(checksums):
             sums = np.asarray(checksums, np.uint64)
