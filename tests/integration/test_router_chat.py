@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import runpy
 from collections.abc import AsyncIterator
@@ -173,21 +174,30 @@ async def test_the_directory_is_followed(small_checkpoint: Path, tmp_path: Path)
             *(kv.HolderChange(holder=w.peer, removed=other) for w in workers),
             kv.HolderChange(holder=storage, added=other[: 2 * 16], storage=True),
         ]
-        directory.events.put_nowait(kv.WatchResponse(sequence=1, snapshot=True, changes=changes))
-        async with asyncio.timeout(10):
-            while not (await ask(probe))[0].start.sources:  # it has not heard the snapshot yet
-                await asyncio.sleep(0.01)
+        sequence = itertools.count(1)
+
+        async def sources_after(changes: list[kv.HolderChange], ids: list[int]) -> list[Any]:
+            """What a prefill worker that has none of `ids` is told, once the changes are heard.
+
+            Told again and again: a request that runs while they are heard leaves its pages behind.
+            """
+            async with asyncio.timeout(20):
+                while True:
+                    number = next(sequence)
+                    event = kv.WatchResponse(sequence=number, snapshot=number == 1, changes=changes)
+                    directory.events.put_nowait(event)
+                    await asyncio.sleep(0.02)
+                    if sources := (await ask(ids))[0].start.sources:
+                        return [(s.holder, s.pages) for s in sources]
+
+        assert await sources_after(changes, probe) == [(storage, 2)]
         prefilling, decoding = await ask(prompt)
         sources = [(s.holder.name, s.pages) for s in decoding.start.sources]
         # Its own pages are no source; the router's memory of its own requests knows them.
         assert sources in ([], [("p", 6)]) and not prefilling.start.sources
 
         gone = [kv.HolderChange(holder=w.peer, removed=chain) for w in workers]
-        directory.events.put_nowait(kv.WatchResponse(sequence=2, changes=gone))
-        async with asyncio.timeout(10):
-            while not (sources_now := (await ask(prompt))[0].start.sources):
-                await asyncio.sleep(0.01)
-        assert [(s.holder, s.pages) for s in sources_now] == [(storage, 4)]
+        assert await sources_after(gone, prompt) == [(storage, 4)]
     await server.stop(None)
     await prefill.die()
     await decode.die()

@@ -329,11 +329,9 @@ async def test_reflection_and_metrics_answer(cluster: Cluster, decode: str) -> N
 
         services = await asyncio.wait_for(ask(), 10)
         assert {"baton.v1.WorkerService", "baton.v1.KvPeerService"} <= services  # type: ignore[operator]
-        acquire = kv_pb2.AcquireRequest(reader="x", epoch=1, page_hashes=bytes(16))
+        watching = kv_pb2.WatchHandoversRequest(reader="x", epoch=1)
         with pytest.raises(grpc.aio.AioRpcError) as refused:
-            call = kv_pb2_grpc.KvPeerServiceStub(link).Lease()
-            await call.write(kv_pb2.LeaseRequest(acquire=acquire))
-            await call.read()
+            await kv_pb2_grpc.KvPeerServiceStub(link).WatchHandovers(watching).read()
         told = refusal_of(refused.value)
         assert told is not None and told.reason == errors.ERROR_REASON_STALE_EPOCH
     totals = cluster.metrics("decode-0")
