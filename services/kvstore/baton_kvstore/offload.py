@@ -9,8 +9,7 @@ import numpy as np
 
 from baton.v1.kv_pb2 import Peer
 from baton_kvstore.directory import HASH_BYTES, PageHash
-from baton_kvstore.judge import Judge
-from baton_kvstore.tier import TIER, Tier
+from baton_kvstore.tier import GroupTier
 from baton_telemetry import KvstoreMetrics
 from baton_transfer import Puller
 
@@ -24,23 +23,22 @@ _PAUSE_S = 1.0
 
 
 class Offloader:
-    """Pulls published pages into the tier, in batches, bounded in bytes. On one event loop."""
+    """Pulls published pages of one cache group into its tier, in batches, bounded in bytes. The
+    puller is its user's to close. On one event loop."""
 
     def __init__(
         self,
-        tier: Tier,
+        tier: GroupTier,
         puller: Puller,
         metrics: KvstoreMetrics,
         *,
         in_flight_bytes: int,
         delay_s: float,
-        judge: Judge,
         room: Callable[[], Awaitable[None]],
         changed: Callable[[], None],
     ) -> None:
         """`room` is waited for before places are taken. `changed` is called when the pool has
         changes for the directory."""
-        self._judge = judge
         self._room = room
         self._tier = tier
         self._puller = puller
@@ -61,7 +59,7 @@ class Offloader:
         for page in removed:
             waiting.pop(page, None)
         for page in added:
-            if not self._tier.pool.knows(page) and self._judge.admits(page):
+            if not self._tier.pool.knows(page) and self._tier.judge.admits(page):
                 waiting[page] = None
         while len(waiting) > _WAITING_PAGES:
             del waiting[next(iter(waiting))]
@@ -108,7 +106,6 @@ class Offloader:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
-        await self._puller.close()
 
     async def _drain(self, life: tuple[str, int], holder: Peer) -> None:
         waiting = self._waiting[life]
@@ -141,7 +138,7 @@ class Offloader:
         started = time.monotonic()
         evicted = pool.evicted
         slots = pool.reserve(pages, started)
-        self._metrics.evicted(TIER, pool.evicted - evicted)
+        self._metrics.evicted(self._tier.label, pool.evicted - evicted)
         wanted = pages[: len(slots)]
         self._again(holder, pages[len(slots) :])
         arrived = 0
@@ -150,7 +147,7 @@ class Offloader:
                 self._metrics.offload_failed("full")
                 return False
             hashes = np.frombuffer(b"".join(wanted), np.uint8).reshape(-1, HASH_BYTES)
-            pulled = await self._puller.pull(holder, hashes, slots)
+            pulled = await self._puller.pull(holder, hashes, slots, group=self._tier.group)
             sums = await asyncio.to_thread(arena.checksums, slots[: pulled.arrived])
             for page, checksum in zip(wanted[: pulled.arrived], sums.tolist(), strict=True):
                 pool.filled(page, checksum)
@@ -165,7 +162,7 @@ class Offloader:
             log.debug("offload from %s: %s %s", holder.name, pulled.failure, pulled.detail)
         if arrived:
             self._metrics.offloaded(
-                TIER,
+                self._tier.label,
                 pages=arrived,
                 moved_bytes=pulled.moved_bytes,
                 seconds=time.monotonic() - started,

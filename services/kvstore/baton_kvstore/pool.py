@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baton_kvstore.directory import PageHash
-from baton_kvstore.judge import Judge
+from baton_kvstore.groups import PageJudge
 from baton_kvstore.shelf import Shelf
 from baton_transfer import LeaseBook
 
@@ -33,7 +33,7 @@ class PagePool:
     """`take_changes` is what the directory must be told next, `take_erased` the disk."""
 
     def __init__(
-        self, num_pages: int, judge: Judge, *, first_lease: int = 1, saves: bool = False
+        self, num_pages: int, judge: PageJudge, *, first_lease: int = 1, saves: bool = False
     ) -> None:
         """`saves`: there is a disk; `disk.grow` says how many slots it has."""
         self.num_pages = num_pages

@@ -14,16 +14,17 @@ from baton.v1 import errors_pb2 as errors
 from baton.v1 import kv_pb2 as pb
 from baton_kvstore.config import KvstoreConfig
 from baton_kvstore.directory import HASH_BYTES, Directory, PageHash
+from baton_kvstore.groups import beside, unsupported
 from baton_kvstore.judge import Judge
 from baton_kvstore.nvme import NVME, DiskFiles, NvmeTier
 from baton_kvstore.offload import Offloader
 from baton_kvstore.peers import TierServicer
 from baton_kvstore.ring import HashRing
-from baton_kvstore.tier import TIER, Tier, TierHolder, make_tier
+from baton_kvstore.tier import GroupTier, Tier, TierHolder, make_tier
 from baton_kvstore.watchers import Watchers
 from baton_rpc import Refusal
 from baton_telemetry import KvstoreMetrics
-from baton_transfer import WIRE_VERSION, DirectoryPublisher, differing_field
+from baton_transfer import WIRE_VERSION, DirectoryPublisher, Puller, differing_field
 
 log = logging.getLogger("baton.kvstore")
 
@@ -63,7 +64,8 @@ class Store:
         self._metrics = metrics
         self._identity: pb.CacheIdentity | None = None
         self._opening: asyncio.Task[None] | None = None
-        self._offloader: Offloader | None = None
+        self._offloaders: list[Offloader] = []  # one for each cache group
+        self._puller: Puller | None = None
         self._disk: NvmeTier | None = None
         self._sequence = 0
         self._ticking = asyncio.create_task(self._tick())
@@ -83,8 +85,8 @@ class Store:
             storage=request.storage,
         )
         self._metrics.published(resync=not in_order)
-        if in_order and self._offloader is not None:
-            self._offloader.published(request.holder, added, removed)
+        for offloader in self._offloaders if in_order else ():
+            offloader.published(request.holder, added, removed)
         self._tell()
         return in_order
 
@@ -96,10 +98,10 @@ class Store:
                 turn.session, turn.tenant, turn.chain, now, turn.ttl_s, turn.family
             )
             self._free(self.judge.over(freed))
-            tier = self.holder.tier
-            if tier is not None and self._offloader is not None:
-                tier.pool.judged_anew(turn.chain)
-                self._offloader.wanted(turn.chain, self._other_holder)
+            for held, offloader in self._each():
+                pages = beside(turn.chain, held.group)
+                held.pool.judged_anew(pages)
+                offloader.wanted(pages, self._other_holder)
 
     def sessions_over(self, sessions: Sequence[bytes], had: Sequence[PageHash]) -> list[PageHash]:
         """Sessions are closed; what of their pages, and of `had`, no other session has."""
@@ -112,12 +114,19 @@ class Store:
         return self.directory.holder_of(page, other_than=self._me.name)
 
     def _free(self, pages: Sequence[PageHash]) -> None:
-        tier = self.holder.tier
-        if not pages or tier is None or self._offloader is None:
+        if not pages:
             return
-        self._offloader.unwanted(pages)
-        if tier.pool.drop(pages):
+        dropped = 0
+        for held, offloader in self._each():
+            theirs = beside(pages, held.group)
+            offloader.unwanted(theirs)
+            dropped += held.pool.drop(theirs)
+        if dropped:
             self._tier_changed()
+
+    def _each(self) -> list[tuple[GroupTier, Offloader]]:
+        tier = self.holder.tier
+        return [] if tier is None else list(zip(tier.groups, self._offloaders, strict=True))
 
     async def close(self) -> None:
         """Ends offloads and the tier. The servers are stopped already."""
@@ -128,8 +137,10 @@ class Store:
         await asyncio.wait(tasks)
         for sibling in self._siblings:
             await sibling.stop()
-        if self._offloader is not None:
-            await self._offloader.close()
+        for offloader in self._offloaders:
+            await offloader.close()
+        if self._puller is not None:
+            await self._puller.close()
         if self._disk is not None:
             await self._disk.close()
         if self.holder.tier is not None:
@@ -165,6 +176,9 @@ class Store:
 
     async def _open_tiers(self, identity: pb.CacheIdentity) -> None:
         capacity = self._config.capacity_mb << 20
+        refusal = unsupported(self._config, identity)
+        if refusal:
+            raise ValueError(refusal)
         saves = self._config.nvme_path is not None
         tier = await asyncio.to_thread(
             make_tier, self._me, identity, capacity, self.judge, saves=saves
@@ -177,31 +191,37 @@ class Store:
             )
             return
         self.judge.page_tokens = identity.page_size
-        self.judge.page_bytes = tier.arena.page_bytes
+        self.judge.page_bytes = tier.groups[0].arena.page_bytes
         if self._config.nvme_path is not None:
             self._disk = self.peers.disk = await self._open_disk(self._config.nvme_path, tier)
         in_flight = self._config.in_flight_mb << 20
-        self._offloader = Offloader(
-            tier,
-            tier.puller(self._me, in_flight),
-            self._metrics,
-            in_flight_bytes=in_flight,
-            delay_s=self._config.offload_delay_s,
-            judge=self.judge,
-            room=self._room,
-            changed=self._tier_changed,
-        )
+        self._puller = tier.puller(self._me, in_flight)
+        self._offloaders = [
+            Offloader(
+                group,
+                self._puller,
+                self._metrics,
+                in_flight_bytes=in_flight // len(tier.groups),
+                delay_s=self._config.offload_delay_s,
+                room=self._room,
+                changed=self._tier_changed,
+            )
+            for group in tier.groups
+        ]
         self.holder.tier = tier
         self.peers.open(identity, tier.exported)
-        log.info("DRAM tier: %d pages of %d bytes", tier.pool.num_pages, tier.arena.page_bytes)
+        for group in tier.groups:
+            pages, page_bytes = group.pool.num_pages, group.arena.page_bytes
+            log.info("%s tier: %d pages of %d bytes", group.label, pages, page_bytes)
         self._tier_changed()
         self._tell_siblings(identity, tier)
-        self._catch_up(self._offloader)
+        self._catch_up()
 
     async def _open_disk(self, path: Path, tier: Tier) -> NvmeTier:
+        tokens = tier.groups[0]
         try:
             files = await asyncio.to_thread(
-                DiskFiles.open, path, tier.identity, tier.arena, self._config.nvme_mb << 20
+                DiskFiles.open, path, tier.identity, tokens.arena, self._config.nvme_mb << 20
             )
         except BaseException:
             tier.close()
@@ -213,7 +233,7 @@ class Store:
             files.writer.queue.name.lower(),
             "direct" if files.writer.direct else "through the page cache",
         )
-        return NvmeTier(files, tier.pool, self.judge, self._metrics, self._tier_changed)
+        return NvmeTier(files, tokens.pool, self.judge, self._metrics, self._tier_changed)
 
     def _mine(self, page: PageHash, hot: bool) -> bool:
         return self._config.address in self._ring.owners(page, 2 if hot else 1)
@@ -222,7 +242,11 @@ class Store:
         """Every directory is whole: each kvstore publishes its tier to the others."""
         for address in sorted(self._ring.members - {self._config.address}):
             sibling = DirectoryPublisher(
-                address, self._me, identity, lambda: _rows(tier.pool.held_pages()), storage=True
+                address,
+                self._me,
+                identity,
+                lambda: _rows(tier.groups[0].pool.held_pages()),
+                storage=True,
             )
             sibling.start()
             self._siblings.append(sibling)
@@ -231,12 +255,13 @@ class Store:
         if self._disk is not None:
             await self._disk.room()
 
-    def _catch_up(self, offloader: Offloader) -> None:
+    def _catch_up(self) -> None:
         """What was published before the tier was there."""
         for change in self.directory.snapshot():
             if not change.storage:
                 pages = [change.added[i : i + 16] for i in range(0, len(change.added), 16)]
-                offloader.published(change.holder, pages, ())
+                for offloader in self._offloaders:
+                    offloader.published(change.holder, pages, ())
 
     def _tier_changed(self) -> None:
         tier = self.holder.tier
@@ -244,7 +269,9 @@ class Store:
             return
         if self._disk is not None:
             self._disk.wake()
-        added, removed = tier.pool.take_changes()
+        changes = [group.pool.take_changes() for group in tier.groups]
+        added = [page for came, _ in changes for page in came]
+        removed = [page for _, went in changes for page in went]
         for sibling in self._siblings if added or removed else ():
             sibling.publish(b"".join(added), b"".join(removed))
         now = time.monotonic()
@@ -257,18 +284,19 @@ class Store:
         self.watchers.tell(self.directory.take_changes())
 
     def _measure(self, tier: Tier) -> None:
-        pool = tier.pool
-        self._metrics.tier(
-            TIER,
-            pages=pool.in_dram,
-            held_bytes=pool.in_dram * tier.arena.page_bytes,
-            capacity_pages=pool.num_pages,
-        )
+        for group in tier.groups:
+            self._metrics.tier(
+                group.label,
+                pages=group.pool.in_dram,
+                held_bytes=group.pool.in_dram * group.arena.page_bytes,
+                capacity_pages=group.pool.num_pages,
+            )
         if self._disk is not None:
+            pool, page_bytes = tier.groups[0].pool, tier.groups[0].arena.page_bytes
             self._metrics.tier(
                 NVME,
                 pages=len(pool.disk),
-                held_bytes=len(pool.disk) * tier.arena.page_bytes,
+                held_bytes=len(pool.disk) * page_bytes,
                 capacity_pages=pool.disk.capacity,
             )
 
@@ -277,15 +305,15 @@ class Store:
             await asyncio.sleep(_TICK_S)
             now = time.monotonic()
             self.directory.touch(self._me.name, now)
-            if self.holder.tier is not None:
-                self.holder.tier.pool.expire(now)
+            for held, _ in self._each():
+                held.pool.expire(now)
             for peer in self.directory.expire(now):
                 log.warning(
                     "%s at %s has gone silent; its pages are forgotten", peer.name, peer.address
                 )
                 self._metrics.holder_expired()
-                if self._offloader is not None:
-                    self._offloader.gone(peer)
+                for offloader in self._offloaders:
+                    offloader.gone(peer)
             self._free(self.judge.over(self.judge.sessions.expire(now)))
             self._tell()
             self._metrics.sessions.set(len(self.judge.sessions))
@@ -294,6 +322,10 @@ class Store:
             self._metrics.directory_entries.set(self.directory.entries)
             self._metrics.holders.set(self.directory.holders)
             self._metrics.watchers.set(len(self.watchers))
+
+
+def _held(tier: Tier) -> list[PageHash]:
+    return [page for group in tier.groups for page in group.pool.held_pages()]
 
 
 def _rows(pages: Sequence[PageHash]) -> NDArray[np.uint8]:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from baton.v1.kv_pb2 import CacheIdentity, ExportedCache, Handover, Peer
 from baton_kvstore.directory import split_hashes
+from baton_kvstore.groups import PageJudge, StateJudge, shares
 from baton_kvstore.judge import Judge
 from baton_kvstore.pool import PagePool
 from baton_telemetry import KvstoreMetrics
@@ -25,13 +26,23 @@ from baton_transfer import (
 TIER = "dram"
 
 
+@dataclass(frozen=True, slots=True)
+class GroupTier:
+    """DRAM of one cache group."""
+
+    group: int
+    label: str  # in metrics: dram, or dram_ and the group's name for those beside the token pages
+    arena: PageArena
+    pool: PagePool
+    judge: PageJudge
+
+
 @dataclass(slots=True)
 class Tier:
     """What exists once the cache identity is known."""
 
     identity: CacheIdentity
-    arena: PageArena
-    pool: PagePool
+    groups: list[GroupTier]  # as identity.groups
     exporter: Exporter
     reader: CacheReader
 
@@ -59,24 +70,25 @@ class Tier:
 def make_tier(
     me: Peer, identity: CacheIdentity, capacity_bytes: int, judge: Judge, *, saves: bool
 ) -> Tier | None:
-    """Allocates the tier; None when not one page fits, or when there are several cache groups.
+    """Allocates the tier; None when not one page of every cache group fits.
 
-    What a page is published under does not say of which group it is, so there must be one.
     `saves`: a disk is below. Takes half a second (NIXL's first agent loads UCX): not on the event
     loop.
     """
-    if len(identity.groups) != 1:
+    counts = shares(identity, capacity_bytes)
+    if not all(counts):
         return None
-    page_bytes = identity.groups[0].page_bytes
-    num_pages = capacity_bytes // page_bytes if page_bytes else 0
-    if not num_pages:
-        return None
-    arena = PageArena.allocate(page_bytes=page_bytes, num_pages=num_pages)
-    # Leases of an earlier life are fenced by the epoch; ids need not differ.
-    pool = PagePool(num_pages, judge, saves=saves)
-    exporter = Exporter(me.name, me.epoch, [arena])
-    reader = CacheReader(f"{me.name}-{me.epoch:x}-offload", identity.groups, [arena])
-    return Tier(identity, arena, pool, exporter, reader)
+    groups = []
+    for index, (group, count) in enumerate(zip(identity.groups, counts, strict=True)):
+        arena = PageArena.allocate(page_bytes=group.page_bytes, num_pages=count)
+        views = StateJudge(judge, index, group.page_bytes) if index else judge
+        label = f"{TIER}_{group.name}" if index else TIER
+        # Leases of an earlier life are fenced by the epoch; ids need not differ.
+        groups.append(GroupTier(index, label, arena, PagePool(count, views, saves=saves), views))
+    arenas = [group.arena for group in groups]
+    exporter = Exporter(me.name, me.epoch, arenas)
+    reader = CacheReader(f"{me.name}-{me.epoch:x}-offload", identity.groups, arenas)
+    return Tier(identity, groups, exporter, reader)
 
 
 class TierHolder:
@@ -92,20 +104,32 @@ class TierHolder:
             return LeaseGrant(0, np.empty(0, np.int32), None, 0)
         ttl = min(ttl_ms / 1000, self._max_ttl_s)
         chain = split_hashes(hashes.tobytes())
-        lease, pages, sums = self.tier.pool.grant(chain, time.monotonic(), ttl)
-        self._metrics.asked(TIER, pages=len(chain), held=len(pages))
-        return LeaseGrant(lease, pages, sums, int(ttl * 1000))
+        held = self.tier.groups[group]
+        lease, pages, sums = held.pool.grant(chain, time.monotonic(), ttl)
+        self._metrics.asked(held.label, pages=len(chain), held=len(pages))
+        # Each pool counts its own leases: the remainder says whose one is.
+        numbered = lease * len(self.tier.groups) + group if lease else 0
+        return LeaseGrant(numbered, pages, sums, int(ttl * 1000))
 
     def renew(self, leases: Sequence[int], ttl_ms: int) -> list[int]:
         if self.tier is None:
             return list(leases)
-        ttl = min(ttl_ms / 1000, self._max_ttl_s)
-        return self.tier.pool.renew(leases, time.monotonic(), ttl)
+        ttl, now = min(ttl_ms / 1000, self._max_ttl_s), time.monotonic()
+        expired = []
+        for lease in leases:
+            number, group = divmod(lease, len(self.tier.groups))
+            if self.tier.groups[group].pool.renew([number], now, ttl):
+                expired.append(lease)
+        return expired
 
     def release(self, leases: Sequence[int]) -> list[bool]:
         if self.tier is None:
             return [False] * len(leases)
-        return self.tier.pool.release(leases, time.monotonic())
+        now, valid = time.monotonic(), []
+        for lease in leases:
+            number, group = divmod(lease, len(self.tier.groups))
+            valid += self.tier.groups[group].pool.release([number], now)
+        return valid
 
     def handed_over(self, request_id: str, attempt: int) -> None:
         """Nobody hands over here."""
