@@ -8,7 +8,7 @@ checksums its verdict is not waited for.) Raw NIXL is one posted read of the
 same pages by an agent of the same settings, nothing around it. A lease trip is
 one empty renewal on a lease connection: what asking the holder costs at least.
 Rounds alternate them; printed are the medians, and the median of the rounds'
-ratios. One page is read after all pages were, and others with a pause of a
+ratios. One page is read after all pages were, and then others with a pause of a
 millisecond before each ("alone"). A pull has two lanes, so its figures want a
 second core that is free: the load beside the figures says whether it was.
 """
@@ -204,21 +204,30 @@ async def measure(address: str, pages: int, page_bytes: int, rounds: int) -> Fig
         await work
         seconds[name].append(time.perf_counter() - started)
 
+    def shuffled() -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        return random.permutation(pages).astype(np.int32), random.permutation(pages).astype(
+            np.int32
+        )
+
+    async def one_page(label: str, pause: float) -> None:
+        # Another page each time: what was just read lies in the caches.
+        ones = iter(zip(*shuffled(), strict=True))
+        await asyncio.sleep(pause)
+        seconds["raw" + label].append(raw.read(*_one_page(ones)))
+        await asyncio.sleep(pause)
+        await timed("trip" + label, trip())
+        await asyncio.sleep(pause)
+        await timed("pull" + label, pull(*_one_page(ones)))
+
     try:
         await pull(np.arange(1, dtype=np.int32), np.zeros(1, np.int32))
         for _ in range(rounds):
-            sources, targets = (random.permutation(pages).astype(np.int32) for _ in range(2))
+            sources, targets = shuffled()
             seconds["raw"].append(raw.read(sources, targets))
             await timed("pull", pull(sources, targets))
-            ones = iter(zip(sources, targets, strict=True))
-            for one, pause in [("_one", 0.0)] + 5 * [("_alone", 1e-3)]:
-                await asyncio.sleep(pause)
-                seconds["raw" + one].append(raw.read(*_one_page(ones)))
-                await asyncio.sleep(pause)
-                await timed("trip" + one, trip())
-                await asyncio.sleep(pause)
-                # Another page: what was just read lies in the caches.
-                await timed("pull" + one, pull(*_one_page(ones)))
+            await one_page("_one", 0.0)
+        for _ in range(5 * rounds):  # apart from the others: a core that slept is slow for a while
+            await one_page("_alone", 1e-3)
     finally:
         leases.close()
         await puller.close()
