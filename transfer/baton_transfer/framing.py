@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from abc import ABC, abstractmethod
 from typing import cast
 
 # A pull is cut by its credit: even pages of 2 KiB stay far below.
@@ -19,7 +20,7 @@ _DEAD_HOST = (
 )
 
 
-class FramedProtocol(asyncio.Protocol):
+class FramedProtocol(asyncio.Protocol, ABC):
     """One end of a connection: `send` and `received`. Without streams and tasks, which cost more
     than what they carry here: a round trip is a few microseconds and two wake-ups."""
 
@@ -50,9 +51,9 @@ class FramedProtocol(asyncio.Protocol):
                 return  # what follows is of nobody that we listen to
         self._rest = data[start:]
 
+    @abstractmethod
     def received(self, message: bytes) -> None:
         """A message has come."""
-        raise NotImplementedError
 
     def send(self, message: bytes) -> None:
         """Never waits; nothing happens when the connection is over."""
