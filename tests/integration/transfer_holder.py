@@ -3,10 +3,12 @@
 Prints one JSON line (address, epoch) when it serves; ends when its stdin does.
 Page i of seed s contains `page_content(s, i, page_bytes)` and has the identity
 `page_hash(s, i)`, so the reading side knows what must arrive. `page_bytes` may be
-a list: that many cache groups, whose seeds are s, s + 1 ...
+a list: that many cache groups, whose seeds are s, s + 1 ... `listed`: in tables of seals,
+which of the pages `moved` say where they were once.
 """
 
 import asyncio
+import hashlib
 import json
 import sys
 import time
@@ -24,6 +26,7 @@ from baton_transfer import (
     LeaseBook,
     LeaseGrant,
     PageArena,
+    SealTable,
     Transport,
     cache_identity,
     configure_ucx,
@@ -34,7 +37,7 @@ GROUPS = ("full", "state")
 
 
 def page_hash(seed: int, index: int) -> bytes:
-    return seed.to_bytes(8, "little") + index.to_bytes(8, "little")
+    return hashlib.blake2b(f"{seed} {index}".encode(), digest_size=16).digest()
 
 
 def hashes(seed: int, count: int, first: int = 0) -> NDArray[np.uint8]:
@@ -119,6 +122,19 @@ class Shelf:
         await asyncio.Event().wait()
 
 
+def list_all(arenas: Sequence[PageArena], options: dict[str, object]) -> list[SealTable]:
+    tables = []
+    for group, arena in enumerate(arenas):
+        slots = np.arange(arena.num_pages, dtype=np.int32)[::-1].copy()
+        sums = arena.checksums(slots)
+        for page in options.get("moved", ()):  # type: ignore[attr-defined]
+            slots[page] = slots[page + 1]
+        tables.append(SealTable(arena.num_pages))
+        seed = int(str(options["seed"])) + group
+        tables[-1].put(hashes(seed, arena.num_pages), slots, sums)
+    return tables
+
+
 async def hold(options: dict[str, object]) -> None:
     configure_ucx(Transport(str(options.get("transport", "local"))))
     pages, seed = int(str(options["pages"])), int(str(options["seed"]))
@@ -130,7 +146,8 @@ async def hold(options: dict[str, object]) -> None:
             arena.pages[pages - 1 - i] = page_content(seed + group, i, arena.page_bytes)
     name, epoch = str(options.get("name", "holder")), new_epoch()
     me = pb.Peer(name=name, epoch=epoch)
-    exporter = Exporter(name, epoch, arenas)
+    tables = list_all(arenas, options) if options.get("listed") else ()
+    exporter = Exporter(name, epoch, arenas, tables=tables)
     cache = identity(page_bytes, str(options.get("fingerprint", "model")))
     exported = pb.ExportedCache(ranks=[exporter.exported])
     servicer = KvPeerServicer(Shelf(arenas, options), me, cache, exported)
