@@ -124,10 +124,13 @@ class Raw:
 
     def read(self, sources: NDArray[np.int32], targets: NDArray[np.int32]) -> float:
         started = time.perf_counter()
-        handle, state = self._agent.read(self._local, targets, self._remote, sources)
-        while state is XferState.RUNNING:
-            state = self._agent.state(handle)
-        self._agent.release(handle)
+        begun = self._agent.read(self._local, targets, self._remote, sources)
+        state = XferState.DONE
+        if begun is not None:  # else the post has done all of it
+            handle, state = begun
+            while state is XferState.RUNNING:
+                state = self._agent.state(handle)
+            self._agent.release(handle)
         seconds = time.perf_counter() - started
         if state is not XferState.DONE:
             raise RuntimeError(f"raw read ended {state}")

@@ -22,10 +22,10 @@ async def connected(**options: object) -> AsyncIterator[tuple[HolderProcess, Rea
     size = int(str(options.get("page_bytes", SMALL)))
     with holder(listed=True, **options) as peer:
         async with reading(page_bytes=size) as mine:
-            for _ in range(4):  # UCX goes on connecting when the first read has ended
-                first = await pull(peer, mine, 59)
-                assert first.failure is None
-                await asyncio.sleep(0.05)
+            for page in range(40, 60):  # UCX goes on connecting while the first few are read
+                before = await pull(peer, mine, page)
+                assert before.failure is None
+                await asyncio.sleep(0.02)
             await mine.puller.released()
             yield peer, mine
 

@@ -55,6 +55,7 @@ class Agent:
         config.syncMode = nixl.NIXL_THREAD_SYNC_STRICT
         self.name = name
         self._nixl = nixl
+        self._read_op, self._done = nixl.NIXL_READ, nixl.NIXL_SUCCESS  # at hand: see `read`
         self._agent = self._try("create agent", nixl.nixlAgent, name, config)
         self._backend: int = self._try("create UCX", self._agent.createBackend, _BACKEND, {})
         self._backends = [self._backend]
@@ -105,18 +106,25 @@ class Agent:
         return handle
 
     def read(
-        self, local: int, targets: Pages, remote: int, sources: Pages
-    ) -> tuple[int, XferState]:
-        """Posts a read of pages int32 [n]; handle and state. CMA copies inside, GIL released."""
-        agent, nixl = self._agent, self._nixl
+        self, local: int, targets: Pages, remote: int, sources: Pages | list[int]
+    ) -> tuple[int, XferState] | None:
+        """Posts a read of pages int32 [n]; handle and state. CMA copies inside, GIL released: None
+        when that was all, and there is nothing left to ask for or to release."""
+        agent, handle = self._agent, 0
         try:
-            handle: int = agent.makeXferReq(
-                nixl.NIXL_READ, local, targets, remote, sources, "", self._backends, True
+            handle = agent.makeXferReq(
+                self._read_op, local, targets, remote, sources, "", self._backends, True
             )
+            status = agent.postXferReq(handle)
+            if status == self._done:
+                agent.releaseXferReq(handle)
+                return None
             self._running.add(handle)
-            return handle, self._state_of(agent.postXferReq(handle))
+            return handle, self._state_of(status)
         except Exception as error:  # noqa: BLE001  NIXL's have no base that could be named
             message, by_backend = _said("read", error)
+        if handle:
+            self._running.add(handle)
         del agent  # see _try
         raise AgentError(message, by_backend=by_backend)
 
@@ -153,7 +161,7 @@ class Agent:
         return self._state_of(self._try(what, call, handle))
 
     def _state_of(self, status: Any) -> XferState:
-        if status == self._nixl.NIXL_SUCCESS:
+        if status == self._done:
             return XferState.DONE
         return XferState.RUNNING if status == self._nixl.NIXL_IN_PROG else XferState.FAILED
 

@@ -80,24 +80,23 @@ class PageArena:
         digest, view = xxhash.xxh3_64_intdigest, self.pages
         return np.fromiter((digest(view[page]) for page in pages), np.uint64, len(pages))
 
-    def whole(self, pages: Pages, checksums: NDArray[np.uint64]) -> int:
+    def whole(self, pages: Pages, checksums: Sequence[int]) -> int:
         """How many leading ones of `pages` have these xxh3-64. ValueError for VRAM."""
         digest, view = xxhash.xxh3_64_intdigest, self.pages
         for place, page in enumerate(pages.tolist()):
             if digest(view[page]) != checksums[place]:
                 return place
-        return len(pages)
+        return len(checksums)
 
     def check_indices(self, pages: Pages) -> None:
         """ValueError naming the first page that is not in the arena."""
+        if len(pages) == 1 and 0 <= pages.item() < self.num_pages:
+            return
         if not within(pages, self.num_pages):
             outside = pages[(pages < 0) | (pages >= self.num_pages)]
             raise ValueError(f"page {int(outside[0])} is outside the arena of {self.num_pages}")
 
 
 def within(pages: Pages, count: int) -> bool:
-    """Whether all are in [0, count)."""
-    if len(pages) == 1:  # numpy takes ten times as long
-        return 0 <= pages.item() < count
-    # As unsigned numbers, negative ones are the largest.
+    """Whether all are in [0, count): as unsigned numbers, negative ones are the largest."""
     return int(np.maximum.reduce(pages.view(np.uint32), initial=0)) < count

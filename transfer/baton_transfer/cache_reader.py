@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from baton.v1.kv_pb2 import CacheGroupIdentity, ExportedCache
 from baton_transfer.arena import MemoryType, PageArena, Pages
 from baton_transfer.fragments import Cut, is_whole, plan
+from baton_transfer.link import PeerLink
 from baton_transfer.outcome import ReadFailure, ReadOutcome, ended_at_once, future_of
 from baton_transfer.reader import FLOOR_BYTES_PER_S, PageReader
-from baton_transfer.seals import SealView
 from baton_transfer.share import Ended, Stop
 from baton_transfer.staged import StagedReader
 
@@ -38,7 +38,6 @@ class _Whole:
     memory: bytes
     row: int  # of the lease's checksums
     rows: int
-    seals: SealView | None  # what is sealed there, if we can see it
 
 
 class CacheReader:
@@ -123,29 +122,16 @@ class CacheReader:
         row = None if sums is None else sums[way.row]
         return mine.direct.begin(way.memory, source_pages, target_pages, row, seconds, stop)
 
-    def begin_unleased(
-        self,
-        memory: bytes,
-        group: int,
-        identities: NDArray[np.uint8],
-        targets: Pages,
-        stop: Stop,
-    ) -> ReadOutcome | Future[ReadOutcome] | None:
-        """Reads pages [n, 16] by the peer's table of seals. None: nothing was read, lease them.
-
-        No lease keeps them in their places, so of the outcome only what is verified is theirs;
-        with CHECKSUM, another page was where one of them had been.
-        """
+    def unleased(self, memory: bytes, group: int) -> PeerLink | None:
+        """By which pages of a peer that was read before can be read without leases
+        (PeerLink.begin_unleased); None: they must be leased."""
         mine = self._groups[group]
         with self._lock:
             way = mine.of_peers.get(memory)
-        if not isinstance(way, _Whole) or way.seals is None:
+        # A table has the checksums of one rank.
+        if not isinstance(way, _Whole) or way.rows > 1:
             return None
-        found = way.seals.find(identities)
-        if found is None:
-            return None
-        pages, checksums = found
-        return mine.direct.begin(way.memory, pages, targets, checksums, None, stop)
+        return mine.direct.unleased(way.memory)
 
     def forget(self, memory: bytes) -> None:
         """Ends what was made to read a peer that is gone; its reads that still run end too."""
@@ -192,11 +178,8 @@ class CacheReader:
         readable = mine.cut.sources(theirs)
         if is_whole(mine.cut, parts, theirs, self._ranks):
             first = memories[parts[0].rank]
-            # A table has the checksums of one rank. Those of VRAM cannot be verified.
-            seen = len(readable) == 1 and mine.arena.memory_type is MemoryType.DRAM
-            seals = SealView.open(first.seals) if seen and first.HasField("seals") else None
             first_bytes = first.SerializeToString(deterministic=True)
-            return _Whole(first_bytes, readable.index(parts[0].rank), len(readable), seals)
+            return _Whole(first_bytes, readable.index(parts[0].rank), len(readable))
         if mine.arena.memory_type is not MemoryType.DRAM:
             raise _unreadable(
                 f"heads of {theirs} ranks are sorted to {self._ranks} in host memory, and these "

@@ -1,6 +1,7 @@
 """One lane of a link: an agent of its own, and the batches of a read that it takes."""
 
 import itertools
+import logging
 import os
 import time
 from collections import deque
@@ -8,15 +9,17 @@ from dataclasses import dataclass
 
 from baton.v1.kv_pb2 import ExportedMemory
 from baton_transfer.agent import Agent, AgentError, XferState
-from baton_transfer.arena import MemoryType, PageArena
+from baton_transfer.arena import MemoryType, PageArena, Pages
 from baton_transfer.outcome import ReadFailure
-from baton_transfer.share import Batch, Ended, Read, SharedRead
+from baton_transfer.share import Batch, Ended, SharedRead
 
 # Batches posted before the first is waited for; hides round trips where posts return at once.
 _BATCHES_IN_FLIGHT = 4
 _SHORTEST_NAP_S, _LONGEST_NAP_S = 20e-6, 1e-3
 
 _counter = itertools.count()
+
+log = logging.getLogger("baton.transfer")
 
 
 @dataclass(slots=True)
@@ -37,39 +40,36 @@ class Lane:
         self._arena = arena
         self._memory = memory
         self._agent: Agent | None = None
+        self.connected = False  # whether a read can be posted without making an agent first
         self._local = self._remote = 0
         self._posted: deque[_Posted] = deque()
 
-    @property
-    def connected(self) -> bool:
-        """Whether a read can be posted without making an agent first."""
-        return self._agent is not None
-
-    def at_once(self, read: Read) -> bool:
-        """A read of one batch by a connected lane. Where the post copies (CMA), and what it
-        brought is whole, that was all; False: `run` must go on with it. Raises Ended."""
-        agent, targets, sums = self._agent or self._connected(), read.targets, read.checksums
+    def at_once(
+        self, sources: Pages | list[int], targets: Pages, checksums: list[int] | None
+    ) -> int | None:
+        """A read of one batch by a connected lane. Where the post copies (CMA) that is all: how
+        many leading pages are whole. None: `run` must go on with it, or will say that it failed."""
+        agent = self._agent or self._connected()
         try:
-            handle, state = agent.read(self._local, targets, self._remote, read.sources)
-            if state is XferState.DONE and (
-                sums is None or self._arena.whole(targets, sums) == len(targets)
-            ):
-                agent.release(handle)
-                return True
+            begun = agent.read(self._local, targets, self._remote, sources)
         except AgentError as error:
-            raise Ended(ReadFailure.DISCONNECTED, str(error)) from error
-        self._posted.append(_Posted(Batch(0, 0, read.sources, targets), handle, state))
-        return False
+            log.info("a read from %s failed: %s", self._memory.agent, error)
+            begun = 0, XferState.FAILED
+        if begun is None:
+            return len(targets) if checksums is None else self._arena.whole(targets, checksums)
+        self._posted.append(_Posted(Batch(0, 0, sources, targets), *begun))
+        return None
 
     def run(self, read: SharedRead) -> None:
         """Takes batches until none is left, verifies each as it comes; tells `read` a failure."""
         try:
             agent, posted = self._connected(), self._posted
             while batch := read.take():
-                posted.append(self._post(agent, batch))
-                # Just copied (CMA copies inside the post), so still in this core's cache.
-                while posted and posted[0].state is XferState.DONE:
-                    self._finish(agent, posted.popleft(), read)
+                begun = self._post(agent, batch)
+                if begun is None:  # just copied, so still in this core's cache
+                    read.arrived(batch)
+                else:
+                    posted.append(begun)
                 if len(posted) == _BATCHES_IN_FLIGHT:
                     self._finish(agent, posted.popleft(), read)
             while posted:
@@ -84,14 +84,15 @@ class Lane:
         self._posted.clear()
         self._agent.destroy()
         self._agent = None
+        self.connected = False
         return True
 
-    def _post(self, agent: Agent, batch: Batch) -> _Posted:
+    def _post(self, agent: Agent, batch: Batch) -> _Posted | None:
         try:
-            handle, state = agent.read(self._local, batch.targets, self._remote, batch.sources)
+            begun = agent.read(self._local, batch.targets, self._remote, batch.sources)
         except AgentError as error:
             raise Ended(ReadFailure.DISCONNECTED, str(error)) from error
-        return _Posted(batch, handle, state)
+        return None if begun is None else _Posted(batch, *begun)
 
     def _finish(self, agent: Agent, posted: _Posted, read: SharedRead) -> None:
         nap = _SHORTEST_NAP_S
@@ -136,4 +137,5 @@ class Lane:
             failure = ReadFailure.DISCONNECTED if gone else ReadFailure.UNREADABLE
             raise Ended(failure, str(error)) from error
         self._agent = agent
+        self.connected = True
         return agent

@@ -6,13 +6,17 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import TypeAlias
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from baton.v1.kv_pb2 import ExportedMemory
-from baton_transfer.arena import MemoryType, PageArena
+from baton_transfer.arena import MemoryType, PageArena, Pages
 from baton_transfer.lane import Lane
 from baton_transfer.outcome import ReadFailure, ReadOutcome
-from baton_transfer.share import Ended, Read, SharedRead
+from baton_transfer.seals import SealView
+from baton_transfer.share import Read, SharedRead, Stop
 from baton_transfer.ucx import post_copies
 
 # What is copied and hashed in less time than two threads take to wake each other.
@@ -29,8 +33,16 @@ class PeerLink:
     failure is told, so that a read that has ended never writes again.
     """
 
-    def __init__(self, reader: str, arena: PageArena, memory: ExportedMemory) -> None:
+    def __init__(
+        self,
+        reader: str,
+        arena: PageArena,
+        memory: ExportedMemory,
+        patience_s: Callable[[int], float],
+    ) -> None:
+        """patience_s: how long a read of so many pages is waited for."""
         self.pages = memory.pages
+        self.seals = _seals_of(memory, arena)  # what is sealed there, if we can see it
         self._arena = arena
         self._memory = memory
         self._first, self._second = (Lane(reader, arena, memory) for _ in range(2))
@@ -42,40 +54,84 @@ class PeerLink:
         self._lanes = threading.Lock()
         at_once = arena.memory_type is MemoryType.DRAM and post_copies()
         self._quick_pages = _QUICK_BYTES // arena.page_bytes if at_once else 0
+        self._patience_s = patience_s
         self._closing = False
+        self._gate = threading.Lock()  # between what is queued and the end
         self.fences = 0  # reads after which the agents were destroyed
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def begin(self, read: Read) -> ReadOutcome | Future[ReadOutcome]:
         """Queues a read, or does it at once."""
-        future: Future[ReadOutcome]
-        if not 0 < len(read.targets) <= self._quick_pages or not self._take_ready(read):
-            future = Future()
-            self._reads.put((read, future))
-            return future
+        stopped = read.seconds <= 0 or (read.stop is not None and read.stop.is_set())
+        if not stopped:
+            outcome = self._at_once(read.sources, read.targets, read.checksums)
+            if outcome is not None:
+                return outcome or self._go_on(read)
+        return self._queue(read)
+
+    def begin_unleased(
+        self, identities: NDArray[np.uint8], targets: Pages
+    ) -> ReadOutcome | tuple[Future[ReadOutcome], Stop] | None:
+        """Reads pages [n, 16] by the peer's table of seals. None: nothing was read, lease them.
+
+        No lease keeps them in their places, so of the outcome only what is verified is theirs;
+        with CHECKSUM, another page was where one of them had been.
+        """
+        found = None if self.seals is None else self.seals.find(identities)
+        if found is None:
+            return None
+        self._arena.check_indices(targets)
+        sources, checksums = found
+        outcome = self._at_once(sources, targets, checksums)
+        if outcome:
+            return outcome
+        stop = Stop()
+        read = Read(sources, targets, checksums, self._patience_s(len(targets)), stop)
+        reading = self._queue(read) if outcome is None else self._go_on(read)
+        return reading if isinstance(reading, ReadOutcome) else (reading, stop)
+
+    def _at_once(
+        self, sources: Pages | list[int], targets: Pages, checksums: list[int] | None
+    ) -> ReadOutcome | Literal[False] | None:
+        """How a small read ended. None: it was not begun, for the lanes are taken or not connected,
+        or posts do not copy here. False: it goes on, with the lanes taken."""
+        pages = len(targets)
+        if not 0 < pages <= self._quick_pages or not self._lanes.acquire(blocking=False):
+            return None
+        if not self._first.connected or self._closing:
+            self._lanes.release()
+            return None
         started = time.monotonic()
-        shared: SharedRead | None = None
-        done = False
         try:
-            done = self._first.at_once(read)
-        except Ended as end:
-            shared = self._shared(read, posted=True)
-            shared.fail(end)
-        finally:
-            if done:
-                self._lanes.release()
-            else:  # it failed, or this transport does not copy in the post: do not wait here
-                future = Future()
-                future.set_running_or_notify_cancel()
-                shared = shared or self._shared(read, posted=True)
-                self._other.submit(self._carry_on, shared, future)
-        if not done:
-            return future
-        moved = len(read.targets) * self._arena.page_bytes
-        seconds = time.monotonic() - started
-        verified = read.checksums is not None
-        return ReadOutcome(len(read.targets), moved, seconds, verified=verified)
+            whole = self._first.at_once(sources, targets, checksums)
+        except Exception:
+            self._fence()
+            self._lanes.release()
+            raise
+        if whole is None:
+            return False
+        self._lanes.release()
+        moved, seconds = whole * self._arena.page_bytes, time.monotonic() - started
+        if whole == pages:
+            return ReadOutcome(pages, moved, seconds, None, "", checksums is not None)
+        detail = f"page {whole} of {pages} from {self._memory.agent} is not whole"
+        return ReadOutcome(whole, moved, seconds, ReadFailure.CHECKSUM, detail, True)
+
+    def _queue(self, read: Read) -> ReadOutcome | Future[ReadOutcome]:
+        future: Future[ReadOutcome] = Future()
+        with self._gate:
+            if self._closing:
+                return _closed()
+            self._reads.put((read, future))
+        return future
+
+    def _go_on(self, read: Read) -> Future[ReadOutcome]:
+        """It failed, or this transport does not copy in the post: do not wait here."""
+        future: Future[ReadOutcome] = Future()
+        future.set_running_or_notify_cancel()
+        self._other.submit(self._carry_on, self._shared(read, posted=True), future)
+        return future
 
     @property
     def alive(self) -> bool:
@@ -84,8 +140,9 @@ class PeerLink:
 
     def close(self, *, wait: bool = True) -> None:
         """Ends the running read (CLOSED) and the queued ones, destroys the agents."""
-        self._closing = True
-        self._reads.put(None)
+        with self._gate:
+            self._closing = True
+            self._reads.put(None)
         if wait:
             self._thread.join()
 
@@ -151,20 +208,15 @@ class PeerLink:
         peer, closing = self._memory.agent, lambda: self._closing
         return SharedRead(read, self._arena, peer, closing, posted=posted)
 
-    def _take_ready(self, read: Read) -> bool:
-        """Takes the lanes, if nobody has them and a read can be posted without connecting."""
-        if self._closing or read.seconds <= 0 or (read.stop is not None and read.stop.is_set()):
-            return False
-        if not self._lanes.acquire(blocking=False):
-            return False
-        if not self._first.connected:
-            self._lanes.release()
-            return False
-        return True
-
     def _fence(self) -> None:
         fallen = [lane.fence() for lane in (self._first, self._second)]
         self.fences += any(fallen)
+
+
+def _seals_of(memory: ExportedMemory, arena: PageArena) -> SealView | None:
+    """None also where checksums are not verified: they are the only proof."""
+    listed = memory.HasField("seals") and arena.memory_type is MemoryType.DRAM
+    return SealView.open(memory.seals, memory.pages) if listed else None
 
 
 def _closed() -> ReadOutcome:

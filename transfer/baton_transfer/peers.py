@@ -4,7 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import grpc
 
@@ -14,6 +14,7 @@ from baton.v1 import kv_pb2_grpc
 from baton_rpc import Refusal, channel, refusal_of
 from baton_transfer.identity import differing_field
 from baton_transfer.lease_stream import LeaseStream, Unreachable
+from baton_transfer.link import PeerLink
 from baton_transfer.share import Stop
 
 HANDSHAKE_S = 5.0
@@ -28,6 +29,7 @@ class Handshaken:
     epoch: int
     memory: bytes  # a serialised ExportedCache
     leases: LeaseStream
+    unleased: dict[int, PeerLink] = field(default_factory=dict)  # by cache group
 
 
 class Credit:
@@ -95,30 +97,25 @@ class Holder:
         self._stub = kv_pb2_grpc.KvPeerServiceStub(self._channel)
         self._closing: set[asyncio.Task[None]] = set()
         self._shaking = asyncio.Lock()
-        self._hands: Handshaken | None = None
+        self.hands: Handshaken | None = None  # the last; its life may be over
         self._memory: bytes | None = None
         self._kept: dict[tuple[int, int], Stop] = {}  # by (epoch, lease)
         self._heartbeat: asyncio.Task[None] | None = None
 
-    @property
-    def present(self) -> Handshaken | None:
-        """The handshake with its present life, if there was one already."""
-        hands = self._hands
-        return None if hands is None or hands.leases.over else hands
-
     async def handshake(self) -> Handshaken:
         """The handshake with the holder's present life. Raises Refusal and Unreachable."""
-        if hands := self.present:
+        hands = self.hands
+        if hands is not None and not hands.leases.over:
             return hands
         async with self._shaking:
-            if not (hands := self.present):
-                hands = self._hands = await self._shake()
-            return hands
+            if self.hands is None or self.hands.leases.over:
+                self.hands = await self._shake()
+            return self.hands
 
     def restarted(self, hands: Handshaken) -> None:
         """That life is over: the next handshake() asks anew."""
-        if self._hands is hands:
-            self._hands = None
+        if self.hands is hands:
+            self.hands = None
         hands.leases.close()
 
     async def acquire(
@@ -245,6 +242,6 @@ class Holder:
         if self._heartbeat is not None:
             self._heartbeat.cancel()
             await asyncio.wait([self._heartbeat])
-        if self._hands is not None:
-            self._hands.leases.close()
+        if self.hands is not None:
+            self.hands.leases.close()
         await asyncio.gather(self._channel.close(), *self._closing)

@@ -16,6 +16,7 @@ from baton_rpc import Refusal
 from baton_transfer.arena import Pages
 from baton_transfer.following import Follower
 from baton_transfer.lease_stream import Unreachable
+from baton_transfer.link import PeerLink
 from baton_transfer.outcome import (
     Pulled,
     PullFailure,
@@ -50,15 +51,8 @@ class PagesReader(Protocol):
     ) -> ReadOutcome | Future[ReadOutcome]:
         """See CacheReader.begin."""
 
-    def begin_unleased(
-        self,
-        memory: bytes,
-        group: int,
-        identities: NDArray[np.uint8],
-        targets: Pages,
-        stop: Stop,
-    ) -> ReadOutcome | Future[ReadOutcome] | None:
-        """See CacheReader.begin_unleased."""
+    def unleased(self, memory: bytes, group: int) -> PeerLink | None:
+        """See CacheReader.unleased."""
 
     def forget(self, memory: bytes) -> None:
         """Told the memory of a holder's past life."""
@@ -129,10 +123,15 @@ class Puller:
             raise ValueError(f"group {group} of {len(self._page_bytes)} cache groups")
         if hashes.shape != (len(targets), 16):
             raise ValueError(f"hashes {hashes.shape} for {len(targets)} target pages")
-        if len(targets) * self._page_bytes[group] <= _UNLEASED_BYTES:
-            pulled = await self._unleased(source.address, hashes, targets, group, handed_over)
-            if pulled is not None:
-                return pulled
+        begun = self._begin_unleased(source.address, hashes, targets, group)
+        if begun is not None:
+            outcome = begun if isinstance(begun, ReadOutcome) else await _terminal(*begun)
+            if outcome.failure is None:
+                if handed_over:
+                    self._releases.unleased(self._holders[source.address], handed_over)
+                return Pulled(*outcome[:3])
+            if outcome.failure is not ReadFailure.CHECKSUM:  # else other pages are there by now
+                return Pulled(*outcome[:3], PullFailure.READ, outcome.failure, outcome.detail)
         return await self._pull(source, hashes, targets, group, handed_over)
 
     def follow(self, holder: pb.Peer, request_id: str, attempt: int) -> AsyncIterator[pb.Handover]:
@@ -202,37 +201,24 @@ class Puller:
             )
         return self._holders[address]
 
-    async def _unleased(
-        self,
-        address: str,
-        hashes: NDArray[np.uint8],
-        targets: Pages,
-        group: int,
-        handed_over: tuple[str, int] | None,
-    ) -> Pulled | None:
+    def _begin_unleased(
+        self, address: str, hashes: NDArray[np.uint8], targets: Pages, group: int
+    ) -> ReadOutcome | tuple[Future[ReadOutcome], Stop] | None:
         """By the holder's table of seals: nobody there is asked or waits for us, every page proves
         itself. None when they must be leased."""
         holder = self._holders.get(address)
-        hands = None if holder is None else holder.present
-        if holder is None or hands is None:
+        hands = None if holder is None else holder.hands
+        if hands is None or hands.leases.over:
             return None
-        stop = Stop()
-        outcome = self._reader.begin_unleased(hands.memory, group, hashes, targets, stop)
-        if isinstance(outcome, Future):
-            outcome = await _terminal(outcome, stop)
-        if outcome is None or outcome.failure is ReadFailure.CHECKSUM:
+        if len(targets) * self._page_bytes[group] > _UNLEASED_BYTES:
             return None
-        if handed_over and outcome.failure is None:
-            self._releases.unleased(holder, hands.epoch, handed_over)
-        failure = None if outcome.failure is None else PullFailure.READ
-        return Pulled(
-            outcome.arrived,
-            outcome.moved_bytes,
-            outcome.seconds,
-            failure,
-            outcome.failure,
-            outcome.detail,
-        )
+        link = hands.unleased.get(group)
+        if link is None:
+            link = self._reader.unleased(hands.memory, group)
+            if link is None:
+                return None
+            hands.unleased[group] = link
+        return link.begin_unleased(hashes, targets)
 
     async def _pull(
         self,

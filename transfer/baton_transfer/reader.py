@@ -83,8 +83,9 @@ class PageReader:
         small read that its post has copied."""
         self._check(sources, targets, checksums)
         if seconds is None:
-            seconds = len(targets) * self._arena.page_bytes / self._floor + _GRACE_S
-        read = Read(sources, targets, checksums if self._verifies else None, seconds, stop)
+            seconds = self._patience_s(len(targets))
+        sums = checksums.tolist() if checksums is not None and self._verifies else None
+        read = Read(sources, targets, sums, seconds, stop)
         with self._lock:
             if self._closed:
                 return ended_at_once(ReadFailure.CLOSED, "the reader was closed")
@@ -94,12 +95,21 @@ class PageReader:
                 unreadable = self._unreadable(parsed)
                 if parsed is None or unreadable:
                     return ended_at_once(ReadFailure.UNREADABLE, unreadable)
-                link = self._links[memory] = PeerLink(self._name, self._arena, parsed)
+                link = self._links[memory] = PeerLink(
+                    self._name, self._arena, parsed, self._patience_s
+                )
             if not within(sources, link.pages):
                 return ended_at_once(
                     ReadFailure.UNREADABLE, f"a leased page is outside the {link.pages} of its peer"
                 )
             return link.begin(read)
+
+    def unleased(self, memory: bytes) -> PeerLink | None:
+        """By which a peer that was read before can be read without leases, if it lists its pages
+        where we can see it (PeerLink.begin_unleased)."""
+        with self._lock:
+            link = self._links.get(memory)
+        return None if link is None or link.seals is None else link
 
     def read(
         self,
@@ -134,6 +144,9 @@ class PageReader:
         with self._lock:
             self._closed = True
         self._end()
+
+    def _patience_s(self, pages: int) -> float:
+        return pages * self._arena.page_bytes / self._floor + _GRACE_S
 
     def _check(self, sources: Pages, targets: Pages, checksums: NDArray[np.uint64] | None) -> None:
         if len(sources) != len(targets):

@@ -35,9 +35,10 @@ class Releases:
         batch.leases.append(lease)
         batch.handed_over += handed_over
 
-    def unleased(self, holder: Holder, epoch: int, handed_over: tuple[str, int]) -> None:
+    def unleased(self, holder: Holder, handed_over: tuple[str, int]) -> None:
         """There was no lease to end; the request is told of all the same."""
-        self._batch(holder, epoch, True).handed_over.append(handed_over)
+        if holder.hands is not None:
+            self._batch(holder, holder.hands.epoch, True).handed_over.append(handed_over)
 
     def unwanted(self, holder: Holder, epoch: int, lease: int) -> None:
         """Ends a lease of which nothing is used."""

@@ -24,12 +24,13 @@ from numpy.typing import NDArray
 from baton.v1.kv_pb2 import ExportedSeals
 from baton_transfer.arena import Pages
 
-_IDENTITY_BYTES = 16
-_ROW = struct.Struct("<16sQQ")  # identity, page, seal
-# Two pages a bucket on average: two in ten thousand find no place in one of eight rows.
-_ROWS = 8
-_PAGES_A_BUCKET = 2
-_BUCKET_BYTES = _ROWS * _ROW.size
+# An identity's halves, the page, the seal. Identities are keyed hashes, so each half is as good as
+# random: modulo the rows, each says one of the two that the identity may be in.
+_ROW = struct.Struct("<QQQQ")
+_HALVES = struct.Struct("<QQ")
+_EMPTY = bytes(_ROW.size)
+# With rows to spare, both are taken for two or three pages of a hundred.
+_ROWS_A_PAGE = 4
 # More are leased: a trip to the holder is then little beside the read.
 _MOST_AT_ONCE = 32
 
@@ -39,21 +40,20 @@ class SealTable:
 
     def __init__(self, num_pages: int) -> None:
         """`num_pages`: of the arena whose pages it lists."""
-        self._buckets = -(-num_pages // _PAGES_A_BUCKET)
+        self._count = _ROWS_A_PAGE * num_pages
         self._name = f"baton-seals-{secrets.token_hex(16)}"
         # It has no name in the file system, so it ends with us, however we end.
         self._file = os.memfd_create(self._name)
-        os.ftruncate(self._file, self._buckets * _BUCKET_BYTES)
+        os.ftruncate(self._file, self._count * _ROW.size)
         self._rows = mmap.mmap(self._file, 0)
-        self._next = bytearray(self._buckets)  # the row of each bucket that is given away next
+        self._row_of_page = [-1] * num_pages
+        self._page_in_row = [-1] * self._count
         self._lock = threading.Lock()
 
     @property
     def exported(self) -> ExportedSeals:
         """What a reader needs to read it."""
-        return ExportedSeals(
-            pid=os.getpid(), file=self._file, name=self._name, buckets=self._buckets
-        )
+        return ExportedSeals(pid=os.getpid(), file=self._file, name=self._name, rows=self._count)
 
     def put(
         self, identities: NDArray[np.uint8], pages: Pages, checksums: NDArray[np.uint64]
@@ -63,14 +63,13 @@ class SealTable:
         The pages must not have changed since before their checksums were taken: hold a lease on
         them, or what is bound to an identity could be another page's bytes.
         """
-        data, lists = identities.tobytes(), zip(pages.tolist(), checksums.tolist(), strict=True)
+        halves = _HALVES.iter_unpack(identities.tobytes())
+        listed = zip(halves, pages.tolist(), checksums.tolist(), strict=True)
         with self._lock:
-            for at, (page, checksum) in enumerate(lists):
-                identity = data[at * _IDENTITY_BYTES :][:_IDENTITY_BYTES]
-                mask = _head(identity)
-                self._write(
-                    identity, mask % self._buckets, _ROW.pack(identity, page, checksum ^ mask)
-                )
+            for (first, second), page, checksum in listed:
+                self._take_row(page, first % self._count, second % self._count)
+                seal = checksum ^ first
+                self._write(self._row_of_page[page], _ROW.pack(first, second, page, seal))
 
     def close(self) -> None:
         """Nobody opens it any more. Who has it open keeps what was in it. Idempotent."""
@@ -79,26 +78,34 @@ class SealTable:
                 self._rows.close()
                 os.close(self._file)
 
-    def _write(self, identity: bytes, bucket: int, row: bytes) -> None:
-        start = bucket * _BUCKET_BYTES
-        at = _row_of(self._rows[start : start + _BUCKET_BYTES], identity)
-        if at < 0:
-            at = self._next[bucket] * _ROW.size
-            self._next[bucket] = (self._next[bucket] + 1) % _ROWS
-        self._rows[start + at : start + at + _ROW.size] = row
+    def _take_row(self, page: int, first: int, second: int) -> None:
+        """A row for what the page holds now; what was said of it before is said no more."""
+        before = self._row_of_page[page]
+        if before >= 0:
+            self._page_in_row[before] = -1
+            self._write(before, _EMPTY)
+        row = second if self._page_in_row[first] >= 0 and self._page_in_row[second] < 0 else first
+        crowded_out = self._page_in_row[row]
+        if crowded_out >= 0:
+            self._row_of_page[crowded_out] = -1
+        self._page_in_row[row], self._row_of_page[page] = page, row
+
+    def _write(self, row: int, what: bytes) -> None:
+        self._rows[row * _ROW.size : (row + 1) * _ROW.size] = what
 
 
 class SealView:
     """The reader's end. Thread-safe."""
 
-    def __init__(self, rows: mmap.mmap, buckets: int) -> None:
+    def __init__(self, rows: mmap.mmap, count: int, pages: int) -> None:
         self._rows = rows
-        self._buckets = buckets
+        self._count = count
+        self._pages = pages
 
     @classmethod
-    def open(cls, seals: ExportedSeals) -> "SealView | None":
-        """None when the holder's table cannot be seen from here: it is on another host, in
-        another PID namespace, or of another user."""
+    def open(cls, seals: ExportedSeals, pages: int) -> "SealView | None":
+        """`pages`: of the arena. None when the holder's table cannot be seen from here: it is on
+        another host, in another PID namespace, or of another user."""
         path = Path(f"/proc/{seals.pid}/fd/{seals.file}")
         try:
             # Another process of that number may have anything there, and opening may block.
@@ -108,43 +115,32 @@ class SealView:
         except OSError:
             return None
         try:
-            size = seals.buckets * _BUCKET_BYTES
-            rows = mmap.mmap(file, size, prot=mmap.PROT_READ)
+            size = seals.rows * _ROW.size
+            rows = mmap.mmap(file, size, mmap.MAP_SHARED | mmap.MAP_POPULATE, mmap.PROT_READ)
         except (OSError, ValueError):
             return None
         finally:
             os.close(file)
-        return cls(rows, seals.buckets)
+        return cls(rows, seals.rows, pages)
 
-    def find(self, identities: NDArray[np.uint8]) -> tuple[Pages, NDArray[np.uint64]] | None:
-        """Pages int32 [n] and checksums uint64 [n] of identities uint8 [n, 16]; None when one of
-        them is not listed, or n is more than a few."""
+    def find(self, identities: NDArray[np.uint8]) -> tuple[list[int], list[int]] | None:
+        """Pages and checksums of identities uint8 [n, 16]; None when one of them is not listed, or
+        n is more than a few.
+
+        Lists, and few steps: after a pause each call takes a microsecond, a new array five.
+        """
         if len(identities) > _MOST_AT_ONCE:
             return None
-        data = identities.tobytes()
         pages, checksums = [], []
-        for at in range(0, len(data), _IDENTITY_BYTES):
-            identity = data[at : at + _IDENTITY_BYTES]
-            mask = _head(identity)
-            start = mask % self._buckets * _BUCKET_BYTES
-            bucket = self._rows[start : start + _BUCKET_BYTES]
-            row = _row_of(bucket, identity)
-            if row < 0:
+        for first, second in _HALVES.iter_unpack(identities.tobytes()):
+            one, two, page, seal = _ROW.unpack_from(self._rows, first % self._count * _ROW.size)
+            if one != first or two != second:
+                place = second % self._count * _ROW.size
+                one, two, page, seal = _ROW.unpack_from(self._rows, place)
+                if one != first or two != second:
+                    return None
+            if page >= self._pages:
                 return None
-            _, page, seal = _ROW.unpack_from(bucket, row)
             pages.append(page)
-            checksums.append(seal ^ mask)
-        return np.array(pages, np.int32), np.array(checksums, np.uint64)
-
-
-def _head(identity: bytes) -> int:
-    """Its first eight bytes: as good as random, identities being keyed hashes."""
-    return int.from_bytes(identity[:8], "little")
-
-
-def _row_of(bucket: bytes, identity: bytes) -> int:
-    """Where the row of an identity begins, -1 without one."""
-    at = bucket.find(identity)
-    while at % _ROW.size and at >= 0:  # bytes like it within other rows
-        at = bucket.find(identity, at + 1)
-    return at
+            checksums.append(seal ^ first)
+        return pages, checksums

@@ -5,9 +5,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from baton_transfer.arena import PageArena, Pages
 from baton_transfer.outcome import ReadFailure, ReadOutcome
 
@@ -38,9 +35,9 @@ class Stop:
 class Read:
     """One read as a link gets it. Indices are checked already."""
 
-    sources: Pages
+    sources: Pages | list[int]
     targets: Pages
-    checksums: NDArray[np.uint64] | None
+    checksums: list[int] | None
     seconds: float  # from its start on the link; past it the fence falls
     stop: Stop | None
 
@@ -51,7 +48,7 @@ class Batch:
 
     number: int
     first: int
-    sources: Pages
+    sources: Pages | list[int]
     targets: Pages
 
 

@@ -55,15 +55,8 @@ class GroupReader:
         )
         return all_ended([local, *self._group.pull(order)])
 
-    def begin_unleased(
-        self,
-        memory: bytes,
-        group: int,
-        identities: NDArray[np.uint8],
-        targets: NDArray[np.int32],
-        stop: Stop,
-    ) -> None:
-        """As CacheReader.begin_unleased: what several ranks read is leased."""
+    def unleased(self, memory: bytes, group: int) -> None:
+        """As CacheReader.unleased: what several ranks read is leased."""
 
     def forget(self, memory: bytes) -> None:
         """As CacheReader.forget, on every rank."""

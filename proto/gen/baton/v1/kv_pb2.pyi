@@ -157,16 +157,16 @@ class ExportedMemory(_message.Message):
     def __init__(self, agent: _Optional[str] = ..., agent_metadata: _Optional[bytes] = ..., memory_type: _Optional[str] = ..., base: _Optional[int] = ..., page_bytes: _Optional[int] = ..., pages: _Optional[int] = ..., device: _Optional[int] = ..., seals: _Optional[_Union[ExportedSeals, _Mapping]] = ...) -> None: ...
 
 class ExportedSeals(_message.Message):
-    __slots__ = ("pid", "file", "name", "buckets")
+    __slots__ = ("pid", "file", "name", "rows")
     PID_FIELD_NUMBER: _ClassVar[int]
     FILE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
-    BUCKETS_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
     pid: int
     file: int
     name: str
-    buckets: int
-    def __init__(self, pid: _Optional[int] = ..., file: _Optional[int] = ..., name: _Optional[str] = ..., buckets: _Optional[int] = ...) -> None: ...
+    rows: int
+    def __init__(self, pid: _Optional[int] = ..., file: _Optional[int] = ..., name: _Optional[str] = ..., rows: _Optional[int] = ...) -> None: ...
 
 class LeaseRequest(_message.Message):
     __slots__ = ("acquire", "renew", "release")
