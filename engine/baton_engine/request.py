@@ -64,11 +64,12 @@ class Source:
     only: bytes = b""
 
     def has(self, indices: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Of a source with `only`: which of these page indices it holds."""
-        bits = np.unpackbits(np.frombuffer(self.only, np.uint8), bitorder="little")
-        held = np.zeros(len(indices), np.bool_)
-        known = indices < len(bits)
-        held[known] = bits[indices[known]] == 1
+        """Which of these page indices it holds."""
+        held = indices < self.pages
+        if self.only:
+            bits = np.unpackbits(np.frombuffer(self.only, np.uint8), bitorder="little")
+            held &= indices < len(bits)
+            held[held] = bits[indices[held]] == 1
         return held
 
 
