@@ -183,7 +183,6 @@ class Fetcher:
             for source in running.order.request.sources:
                 if running.ended_because:
                     return 0
-                # Of a sharded kvstore, who holds a page holds the state after it.
                 if not source.has(np.array([index])).all():
                     continue
                 if await self._pull_states(running, source.peer, states, entry, entry + 1):

@@ -60,7 +60,8 @@ class Source:
     peer: Peer
     pages: int  # the peer holds the first `pages` full pages
     # Not empty: of those only the pages whose bit is set (bit i % 8 of byte i / 8). Sources with
-    # this field that follow one another have the pages between them: a sharded kvstore.
+    # this field that follow one another have the pages between them: a sharded kvstore. A state
+    # is where the page is that it stands after.
     only: bytes = b""
 
     def has(self, indices: NDArray[np.int64]) -> NDArray[np.bool_]:

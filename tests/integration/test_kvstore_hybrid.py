@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,8 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from baton_kvstore.groups import in_group
+
 from .cluster import Cluster, Shape
 from .conftest import StartCluster
+from .kvstore_process import until as heard
+from .kvstore_process import watching
 from .oracle import Reference
 from .test_cluster_sessions import close, until
 
@@ -25,18 +30,23 @@ SHAPE = Shape(
 )
 
 
+def living(cluster: Cluster) -> list[dict[str, float]]:
+    """Metrics of each kvstore that was not killed."""
+    return [cluster.metrics(name) for name in cluster.kvstores if name in cluster.processes]
+
+
 def by_group(cluster: Cluster, metric: str, tier: str = "dram") -> list[int]:
     """Of (token pages, states), of all kvstores together."""
-    found = [cluster.metrics(name) for name in cluster.kvstores]
+    found = living(cluster)
     names = f"{metric}:{tier}", f"{metric}:{tier}_state"
     return [int(sum(each.get(name, 0) for each in found)) for name in names]
 
 
 def known(cluster: Cluster, pages: int) -> bool:
     """Whether every kvstore has heard of so many pages, and the router follows one of them."""
-    found = [cluster.metrics(name) for name in cluster.kvstores]
-    heard = all(each["baton_directory_pages"] == pages for each in found)
-    return heard and sum(each["baton_directory_watchers"] for each in found) >= 1
+    found = living(cluster)
+    all_know = all(each["baton_directory_pages"] == pages for each in found)
+    return all_know and sum(each["baton_directory_watchers"] for each in found) >= 1
 
 
 class Talk:
@@ -114,3 +124,57 @@ def test_a_turn_goes_on_from_the_disk_when_every_memory_is_lost(
         close(cluster, "s")
         for tier in ("dram", "nvme"):
             until(lambda tier=tier: by_group(cluster, "baton_tier_pages", tier) == [0, 0])
+
+
+async def tiers_of(cluster: Cluster) -> dict[str, set[bytes]]:
+    """Which pages each kvstore has."""
+    async with watching(cluster.section(cluster.kvstores[0])["listen"]) as view:
+        total = sum(by_group(cluster, "baton_tier_pages"))
+        tiers = view.pages
+        await heard(lambda: sum(len(tiers.get(name, ())) for name in cluster.kvstores) == total)
+        return {name: set(tiers[name]) for name in cluster.kvstores}
+
+
+def test_states_lie_with_their_token_pages_and_hot_ones_outlive_a_kvstore(
+    make_checkpoint: Callable[..., Path], start_cluster: StartCluster
+) -> None:
+    checkpoint = make_checkpoint("qwen3_next")
+    talk = Talk(checkpoint)
+    shape = replace(SHAPE, prefill=0, kvstores=3, kvstore={**SHAPE.kvstore, "hot_uses": 4})
+    with start_cluster(shape, checkpoint) as cluster:
+        prompt = list(talk.context)
+        talk.begin(cluster)
+        for copies in (1, 2):
+            wanted = [copies * count for count in talk.pages]
+            until(lambda wanted=wanted: by_group(cluster, "baton_tier_pages") == wanted)
+            tiers = asyncio.run(tiers_of(cluster))
+            everything = set().union(*tiers.values())
+            states = {page for page in everything if in_group(page, 1) in everything}
+            assert len(states) == 2 * talk.pages[1]  # and the pages that they stand after
+            for pages in tiers.values():
+                assert all((page in pages) == (in_group(page, 1) in pages) for page in states)
+            for _ in range(4):  # turns make them hot
+                cluster.generate(prompt, max_tokens=40, session_id="s")
+        cluster.kill("kvstore-0")
+        cluster.kill("decode-0")
+        cluster.start(["decode-0"])
+        until(lambda: known(cluster, sum(talk.pages)))
+        talk.go_on(cluster)
+
+
+def test_a_kvstore_whose_death_nobody_has_noticed_costs_reuse_alone(
+    make_checkpoint: Callable[..., Path], start_cluster: StartCluster
+) -> None:
+    checkpoint = make_checkpoint("qwen3_next")
+    talk = Talk(checkpoint)
+    patient = {**SHAPE.kvstore, "holder_timeout_s": 60.0}
+    shape = replace(SHAPE, prefill=0, kvstores=3, kvstore=patient)
+    with start_cluster(shape, checkpoint) as cluster:
+        talk.begin(cluster)
+        until(lambda: by_group(cluster, "baton_tier_pages") == talk.pages)
+        cluster.kill("kvstore-1")
+        cluster.kill("decode-0")
+        cluster.start(["decode-0"])
+        answer = cluster.generate(talk.context, max_tokens=8, session_id="s")
+        assert answer.token_ids == talk.reference.greedy(talk.context, 8)
+        assert answer.usage.cached_tokens % EVERY == 0
