@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from baton.v1.kv_pb2 import CacheGroupIdentity, HeadBlock
 from baton_engine.groups import numbered_groups, token_group
 from baton_modeling.cache import CacheLayout
-from baton_transfer import MemoryType, PageArena
+from baton_transfer import MemoryType, PageArena, SealTable
 
 # (group, sealed pages, ranks) -> each rank's checksums of them.
 AskRanks = Callable[[int, NDArray[np.int32], Sequence[int]], Sequence[Future[NDArray[np.uint64]]]]
@@ -90,9 +90,12 @@ class PageChecksums:
         arenas: Sequence[PageArena],
         sources: Sequence[Sequence[int]] = (),
         ask: AskRanks | None = None,
+        tables: Sequence[SealTable | None] = (),
     ) -> None:
         """Of every group, by its number: arenas, ours; sources, the ranks that others read from,
-        rank 0 first (none: it alone); ask: for the checksums of the others."""
+        rank 0 first (none: it alone); tables, where readers find sealed pages. ask: for the
+        checksums of the others."""
+        self._tables = tables
         self._groups = []
         for group, arena in enumerate(arenas):
             others = sources[group][1:] if sources else ()
@@ -111,6 +114,18 @@ class PageChecksums:
         RanksLost, and TimeoutError when another rank does not answer within wait_s.
         """
         return self._groups[group].of(pages, wait_s)
+
+    def list(
+        self,
+        identities: NDArray[np.uint8],
+        pages: NDArray[np.int32],
+        checksums: NDArray[np.uint64],
+        group: int,
+    ) -> None:
+        """Let readers find pages [n, 16] that did not change before `of` had these checksums."""
+        table = self._tables[group] if self._tables else None
+        if table is not None:
+            table.put(identities, pages, checksums)
 
 
 class _GroupChecksums:

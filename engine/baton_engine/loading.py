@@ -28,7 +28,6 @@ from baton_transfer import (
     PullSettings,
     cache_identity,
     configure_ucx,
-    read_with,
 )
 
 T = TypeVar("T")
@@ -55,11 +54,12 @@ class Ranks:
 
     def checksums(self) -> PageChecksums:
         """Of the pages of all ranks that others read from."""
+        tables = self.transfer.tables
         if self.group is None:
-            return PageChecksums(self.arenas)
+            return PageChecksums(self.arenas, tables=tables)
         ranks = len(self.exported.ranks)
         sources = [Cut.of(group).sources(ranks) for group in self.identity.groups]
-        return PageChecksums(self.arenas, sources, self.group.checksums)
+        return PageChecksums(self.arenas, sources, self.group.checksums, tables)
 
     def close(self) -> None:
         """End transfers, then the followers. No step may run."""
@@ -138,7 +138,8 @@ def _with_transfer(
     others: Sequence[ExportedRank] = (),
 ) -> Ranks:
     """others: the memory of the followers."""
-    transfer = RankTransfer(name, epoch, local.arena, 0, config.tp)
+    lists = config.keeps_checksums
+    transfer = RankTransfer(name, epoch, local.arena, 0, config.tp, lists=lists)
     return Ranks(
         local=local,
         group=group,
@@ -159,9 +160,8 @@ def _identity(local: ModelRunner, config: EngineConfig) -> CacheIdentity:
 
 def open_puller(me: Peer, ranks: Ranks, config: EngineConfig) -> Puller:
     """Pulls into the arenas of all ranks."""
-    reader = ranks.reader
     settings = PullSettings(ttl_ms=config.lease_ttl_ms)
-    return Puller(me, ranks.identity, read_with(reader), forget=reader.forget, settings=settings)
+    return Puller(me, ranks.identity, ranks.reader, settings=settings)
 
 
 async def _in_thread(work: Callable[[], T]) -> T:

@@ -25,15 +25,14 @@ def cancel_silent_rows(core: EngineCore, step: Step, failure: str) -> None:
             core.cancel(live, FailReason.INTERNAL, failure)
 
 
-def note_sealed(core: EngineCore, completion: Completion) -> dict[int, NDArray[np.int32]]:
-    """Tell what can be leased now; return the pages that need a checksum, by group."""
+def note_sealed(core: EngineCore, completion: Completion) -> None:
+    """Tell what can be leased now; what checksums are known of those pages is of earlier bytes."""
     if not len(completion.sealed_pages):
-        return {}
+        return
     groups = completion.sealed_groups
-    pages = {int(g): completion.sealed_pages[groups == g] for g in np.unique(groups)}
     if core.checksums is not None:
-        for group, sealed in pages.items():
-            core.checksums.forget(sealed, group)
+        for group in np.unique(groups).tolist():
+            core.checksums.forget(completion.sealed_pages[groups == group], group)
     full = np.ones(len(groups), np.bool_)
     owners, indices = completion.sealed_requests, completion.sealed_indices
     start = 0
@@ -50,7 +49,6 @@ def note_sealed(core: EngineCore, completion: Completion) -> dict[int, NDArray[n
         if live is not None:
             core.note_sealed(live, int(indices[at]) + 1)
     core.outbox.sealed.append(completion.sealed_hashes[full].copy())
-    return pages
 
 
 def _last_of_owner(owners: NDArray[np.uint64]) -> NDArray[np.int64]:

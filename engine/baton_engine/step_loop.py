@@ -21,6 +21,7 @@ from baton_engine.guessing import DraftOrder
 from baton_engine.planning import FetchOrder, note_plan, step_input
 from baton_engine.poison import FreePagePoison
 from baton_engine.ports import Sampler, StopMatcher
+from baton_engine.sealing import lease_sealed, list_sealed
 from baton_engine.settling import cancel_silent_rows, note_sealed, note_tokens
 from baton_scheduler import Step
 
@@ -170,13 +171,12 @@ class StepLoop:
             completion = core.scheduler.complete(
                 step, outcome.tokens, outcome.flags, started, accepted=outcome.accepted
             )
-            sealed = note_sealed(core, completion)
+            note_sealed(core, completion)
+            sealed = lease_sealed(core, completion)
             note_tokens(core, sampling, outcome, completion)
             if guessed is not None:
                 offer(core, *guessed)
-        if core.checksums is not None:
-            for group, pages in sealed.items():
-                core.checksums.of(pages, group)
+        list_sealed(core, sealed)
         return StepTimes(
             decode_rows=decode_rows,
             prompt_tokens=prompt_tokens,

@@ -188,14 +188,16 @@ async def test_a_follower_learns_of_a_lost_or_restarted_holder() -> None:
                 await anext(mine.puller.follow(past, "r1", 1))
 
 
-async def test_a_restarted_holder_is_read_in_its_new_life() -> None:
+@pytest.mark.parametrize("listed", [False, True])
+async def test_a_restarted_holder_is_read_in_its_new_life(listed: bool) -> None:
     async with reading() as mine:
-        with holder() as first:
+        with holder(listed=listed) as first:
             pulled = await mine.puller.pull(first.peer, hashes(1, 4), scattered(4))
             assert pulled.failure is None
         gone = await mine.puller.pull(first.peer, hashes(1, 4), scattered(4))
-        assert gone.failure is PullFailure.UNREACHABLE
-        with holder(listen=first.peer.address) as second:
+        assert gone.failure in (PullFailure.UNREACHABLE, PullFailure.READ)
+        assert gone.arrived == 0
+        with holder(listen=first.peer.address, listed=listed) as second:
             assert second.peer.epoch != first.peer.epoch
             targets = scattered(6)
             pulled = await mine.puller.pull(first.peer, hashes(1, 6), targets)

@@ -4,10 +4,12 @@ Prints one JSON line (address, epoch) when it serves; ends when its stdin does.
 Page i of seed s contains `page_content(s, i, page_bytes)` and has the identity
 `page_hash(s, i)`, so the reading side knows what must arrive. `page_bytes` may be
 a list: that many cache groups. Page i of group g contains `page_content(s + g, i, ...)`
-and goes by `page_hash(s, i, g)`: the identity of what stands after page i.
+and goes by `page_hash(s, i, g)`: the identity of what stands after page i. `listed`: in
+tables of seals, which of the pages `moved` say where they were once.
 """
 
 import asyncio
+import hashlib
 import json
 import sys
 import time
@@ -26,6 +28,7 @@ from baton_transfer import (
     LeaseBook,
     LeaseGrant,
     PageArena,
+    SealTable,
     Transport,
     cache_identity,
     configure_ucx,
@@ -37,13 +40,14 @@ PAGES_BETWEEN_STATES = 2
 
 
 def page_hash(seed: int, index: int, group: int = 0) -> bytes:
-    return hashes(seed, 1, index, group).tobytes()
+    tokens = hashlib.blake2b(f"{seed} {index}".encode(), digest_size=16).digest()
+    return in_group(np.frombuffer(tokens, np.uint8).reshape(1, 16), group).tobytes()
 
 
 def hashes(seed: int, count: int, first: int = 0, group: int = 0) -> NDArray[np.uint8]:
     """uint8 [count, 16]."""
-    words = np.array([(seed, i) for i in range(first, first + count)], np.uint64)
-    return in_group(words.view(np.uint8).reshape(count, 16), group)
+    data = b"".join(page_hash(seed, i, group) for i in range(first, first + count))
+    return np.frombuffer(data, np.uint8).reshape(count, 16)
 
 
 def page_content(seed: int, index: int, page_bytes: int) -> NDArray[np.uint8]:
@@ -129,6 +133,19 @@ class Shelf:
         await asyncio.Event().wait()
 
 
+def list_all(arenas: Sequence[PageArena], options: dict[str, object]) -> list[SealTable]:
+    tables = []
+    for group, arena in enumerate(arenas):
+        slots = np.arange(arena.num_pages, dtype=np.int32)[::-1].copy()
+        sums = arena.checksums(slots)
+        for page in options.get("moved", ()):  # type: ignore[attr-defined]
+            slots[page] = slots[page + 1]
+        tables.append(SealTable(arena.num_pages))
+        listed = hashes(int(str(options["seed"])), arena.num_pages, group=group)
+        tables[-1].put(listed, slots, sums)
+    return tables
+
+
 async def hold(options: dict[str, object]) -> None:
     configure_ucx(Transport(str(options.get("transport", "local"))))
     pages, seed = int(str(options["pages"])), int(str(options["seed"]))
@@ -140,7 +157,8 @@ async def hold(options: dict[str, object]) -> None:
             arena.pages[pages - 1 - i] = page_content(seed + group, i, arena.page_bytes)
     name, epoch = str(options.get("name", "holder")), new_epoch()
     me = pb.Peer(name=name, epoch=epoch)
-    exporter = Exporter(name, epoch, arenas)
+    tables = list_all(arenas, options) if options.get("listed") else ()
+    exporter = Exporter(name, epoch, arenas, tables=tables)
     cache = identity(page_bytes, str(options.get("fingerprint", "model")))
     exported = pb.ExportedCache(ranks=[exporter.exported])
     servicer = KvPeerServicer(Shelf(arenas, options), me, cache, exported)

@@ -22,7 +22,6 @@ from baton_transfer import (
     Transport,
     configure_ucx,
     new_epoch,
-    read_with,
 )
 
 from .transfer_holder import identity, page_content
@@ -103,8 +102,7 @@ async def reading(
     puller = Puller(
         me,
         cache,
-        read_with(reader),
-        forget=reader.forget,
+        reader,
         settings=settings,
     )
     try:

@@ -15,9 +15,11 @@ from baton_transfer.leases import LeaseBook
 from baton_transfer.outcome import Pulled, PullFailure, ReadFailure, ReadOutcome, together
 from baton_transfer.page_file import FileQueue, PageFile, PageFileError
 from baton_transfer.publisher import DirectoryPublisher
-from baton_transfer.puller import Puller, PullSettings, ReadPages, read_with
+from baton_transfer.puller import Puller, PullSettings
 from baton_transfer.reader import PageReader
+from baton_transfer.seals import SealTable
 from baton_transfer.servicer import KvPeerServicer
+from baton_transfer.share import Stop
 from baton_transfer.ucx import Transport, configure_ucx
 
 __all__ = [
@@ -44,13 +46,13 @@ __all__ = [
     "Puller",
     "ReadFailure",
     "ReadOutcome",
-    "ReadPages",
+    "SealTable",
+    "Stop",
     "Transport",
     "WIRE_VERSION",
     "cache_identity",
     "configure_ucx",
     "differing_field",
     "new_epoch",
-    "read_with",
     "together",
 ]

@@ -57,6 +57,7 @@ class Agent:
         self._nixl = nixl
         self._agent = self._try("create agent", nixl.nixlAgent, name, config)
         self._backend: int = self._try("create UCX", self._agent.createBackend, _BACKEND, {})
+        self._backends = [self._backend]
         self._registered: list[Any] = []
         self._running: set[int] = set()  # handles not released yet
 
@@ -69,7 +70,7 @@ class Agent:
     def register(self, address: int, size: int, memory_type: MemoryType, device: int) -> None:
         """Registers memory for reads from and into it."""
         regions = self._nixl.nixlRegDList(self._segment(memory_type), [(address, size, device, "")])
-        self._try("register memory", self._agent.registerMem, regions, [self._backend])
+        self._try("register memory", self._agent.registerMem, regions, self._backends)
         self._registered.append(regions)
 
     def metadata(self) -> bytes:
@@ -106,21 +107,18 @@ class Agent:
     def read(
         self, local: int, targets: Pages, remote: int, sources: Pages
     ) -> tuple[int, XferState]:
-        """Posts a read; handle and state. CMA copies inside this call, GIL released."""
-        handle: int = self._try(
-            "make read",
-            self._agent.makeXferReq,
-            self._nixl.NIXL_READ,
-            local,
-            np.ascontiguousarray(targets, np.int32),
-            remote,
-            np.ascontiguousarray(sources, np.int32),
-            "",
-            [self._backend],
-            True,
-        )
-        self._running.add(handle)
-        return handle, self._state("post read", self._agent.postXferReq, handle)
+        """Posts a read of pages int32 [n]; handle and state. CMA copies inside, GIL released."""
+        agent, nixl = self._agent, self._nixl
+        try:
+            handle: int = agent.makeXferReq(
+                nixl.NIXL_READ, local, targets, remote, sources, "", self._backends, True
+            )
+            self._running.add(handle)
+            return handle, self._state_of(agent.postXferReq(handle))
+        except Exception as error:  # noqa: BLE001  NIXL's have no base that could be named
+            message, by_backend = _said("read", error)
+        del agent  # see _try
+        raise AgentError(message, by_backend=by_backend)
 
     def state(self, handle: int) -> XferState:
         """The state of a posted read; asking makes it progress."""
@@ -152,7 +150,9 @@ class Agent:
         return self._nixl.VRAM_SEG if memory_type is MemoryType.VRAM else self._nixl.DRAM_SEG
 
     def _state(self, what: str, call: Any, handle: int) -> XferState:
-        status = self._try(what, call, handle)
+        return self._state_of(self._try(what, call, handle))
+
+    def _state_of(self, status: Any) -> XferState:
         if status == self._nixl.NIXL_SUCCESS:
             return XferState.DONE
         return XferState.RUNNING if status == self._nixl.NIXL_IN_PROG else XferState.FAILED
@@ -160,15 +160,17 @@ class Agent:
     def _try(self, what: str, call: Any, *arguments: Any) -> Any:
         try:
             return call(*arguments)
-        except Exception as error:
-            if not _is_nixl_error(error):
-                raise
-            kind = type(error).__name__
-            message = f"{what}: {kind} {error}".rstrip()
-        # A traceback that kept `call` would keep the agent alive past its destruction.
+        except Exception as error:  # noqa: BLE001  NIXL's have no base that could be named
+            message, by_backend = _said(what, error)
+        # A traceback that kept `call` would keep the agent alive past its destruction, and a
+        # local name of the error would keep its traceback.
         del call
-        raise AgentError(message, by_backend=kind == "nixlBackendError")
+        raise AgentError(message, by_backend=by_backend)
 
 
-def _is_nixl_error(error: Exception) -> bool:
-    return type(error).__name__.startswith("nixl") or isinstance(error, RuntimeError)
+def _said(what: str, error: Exception) -> tuple[str, bool]:
+    """What NIXL says went wrong, and whether UCX says it. Anything else is raised as it is."""
+    kind = type(error).__name__
+    if not kind.startswith("nixl") and not isinstance(error, RuntimeError):
+        raise error
+    return f"{what}: {kind} {error}".rstrip(), kind == "nixlBackendError"

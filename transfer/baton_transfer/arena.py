@@ -96,5 +96,8 @@ class PageArena:
 
 
 def within(pages: Pages, count: int) -> bool:
-    """Whether all are in [0, count): as unsigned numbers, negative ones are the largest."""
+    """Whether all are in [0, count)."""
+    if len(pages) == 1:  # numpy takes ten times as long
+        return 0 <= pages.item() < count
+    # As unsigned numbers, negative ones are the largest.
     return int(np.maximum.reduce(pages.view(np.uint32), initial=0)) < count

@@ -16,7 +16,8 @@ from baton_transfer.arena import MemoryType, PageArena, Pages
 from baton_transfer.fragments import Cut, is_whole, plan
 from baton_transfer.outcome import ReadFailure, ReadOutcome, ended_at_once, future_of
 from baton_transfer.reader import FLOOR_BYTES_PER_S, PageReader
-from baton_transfer.share import Ended
+from baton_transfer.seals import SealView
+from baton_transfer.share import Ended, Stop
 from baton_transfer.staged import StagedReader
 
 
@@ -37,6 +38,7 @@ class _Whole:
     memory: bytes
     row: int  # of the lease's checksums
     rows: int
+    seals: SealView | None  # what is sealed there, if we can see it
 
 
 class CacheReader:
@@ -85,7 +87,7 @@ class CacheReader:
         checksums: Sequence[int] | NDArray[np.uint64] | None = None,
         *,
         seconds: float | None = None,
-        stop: threading.Event | None = None,
+        stop: Stop | None = None,
     ) -> Future[ReadOutcome]:
         """As PageReader.submit, of a group's pages. memory: a serialised ExportedCache.
 
@@ -105,7 +107,7 @@ class CacheReader:
         checksums: Sequence[int] | NDArray[np.uint64] | None = None,
         *,
         seconds: float | None = None,
-        stop: threading.Event | None = None,
+        stop: Stop | None = None,
     ) -> ReadOutcome | Future[ReadOutcome]:
         """As `submit`; the outcome itself when that is known at once (PageReader.begin)."""
         mine = self._groups[group]
@@ -120,6 +122,30 @@ class CacheReader:
             return way.begin(source_pages, target_pages, sums, seconds, stop)
         row = None if sums is None else sums[way.row]
         return mine.direct.begin(way.memory, source_pages, target_pages, row, seconds, stop)
+
+    def begin_unleased(
+        self,
+        memory: bytes,
+        group: int,
+        identities: NDArray[np.uint8],
+        targets: Pages,
+        stop: Stop,
+    ) -> ReadOutcome | Future[ReadOutcome] | None:
+        """Reads pages [n, 16] by the peer's table of seals. None: nothing was read, lease them.
+
+        No lease keeps them in their places, so of the outcome only what is verified is theirs;
+        with CHECKSUM, another page was where one of them had been.
+        """
+        mine = self._groups[group]
+        with self._lock:
+            way = mine.of_peers.get(memory)
+        if not isinstance(way, _Whole) or way.seals is None:
+            return None
+        found = way.seals.find(identities)
+        if found is None:
+            return None
+        pages, checksums = found
+        return mine.direct.begin(way.memory, pages, targets, checksums, None, stop)
 
     def forget(self, memory: bytes) -> None:
         """Ends what was made to read a peer that is gone; its reads that still run end too."""
@@ -165,8 +191,12 @@ class CacheReader:
             raise _unreadable(f"the peer's pages are of {theirs} ranks: {why}") from why
         readable = mine.cut.sources(theirs)
         if is_whole(mine.cut, parts, theirs, self._ranks):
-            first = memories[parts[0].rank].SerializeToString(deterministic=True)
-            return _Whole(first, readable.index(parts[0].rank), len(readable))
+            first = memories[parts[0].rank]
+            # A table has the checksums of one rank. Those of VRAM cannot be verified.
+            seen = len(readable) == 1 and mine.arena.memory_type is MemoryType.DRAM
+            seals = SealView.open(first.seals) if seen and first.HasField("seals") else None
+            first_bytes = first.SerializeToString(deterministic=True)
+            return _Whole(first_bytes, readable.index(parts[0].rank), len(readable), seals)
         if mine.arena.memory_type is not MemoryType.DRAM:
             raise _unreadable(
                 f"heads of {theirs} ranks are sorted to {self._ranks} in host memory, and these "

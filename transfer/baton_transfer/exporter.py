@@ -6,14 +6,23 @@ from collections.abc import Sequence
 from baton.v1.kv_pb2 import ExportedMemory, ExportedRank
 from baton_transfer.agent import Agent
 from baton_transfer.arena import PageArena
+from baton_transfer.seals import SealTable
 
 
 class Exporter:
     """The one agent of a rank that others read from. Live until close()."""
 
-    def __init__(self, name: str, epoch: int, arenas: Sequence[PageArena], rank: int = 0) -> None:
-        """`arenas`: of every cache group, in order. `name` and `epoch` are the holder's: a
-        restarted one is another agent, and so is each of its ranks."""
+    def __init__(
+        self,
+        name: str,
+        epoch: int,
+        arenas: Sequence[PageArena],
+        rank: int = 0,
+        tables: Sequence[SealTable | None] = (),
+    ) -> None:
+        """`arenas`: of every cache group, in order; `tables`: of their sealed pages, if any.
+        `name` and `epoch` are the holder's: a restarted one is another agent, and so is each of
+        its ranks."""
         self.arenas = tuple(arenas)
         agent = Agent(f"{name}-{epoch:016x}-r{rank}", progress_thread=True)
         # Also at the interpreter's end: UCX crashes when it outlives what it uses.
@@ -35,6 +44,9 @@ class Exporter:
                 for arena in self.arenas
             ]
         )
+        for group, table in zip(self._exported.groups, tables, strict=False):
+            if table is not None:
+                group.seals.CopyFrom(table.exported)
 
     @property
     def exported(self) -> ExportedRank:

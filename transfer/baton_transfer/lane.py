@@ -48,18 +48,17 @@ class Lane:
     def at_once(self, read: Read) -> bool:
         """A read of one batch by a connected lane. Where the post copies (CMA), and what it
         brought is whole, that was all; False: `run` must go on with it. Raises Ended."""
-        agent = self._connected()
-        posted = self._post(agent, Batch(0, 0, read.sources, read.targets))
-        if posted.state is XferState.DONE and (
-            read.checksums is None
-            or self._arena.whole(read.targets, read.checksums) == len(read.targets)
-        ):
-            try:
-                agent.release(posted.handle)
-            except AgentError as error:
-                raise Ended(ReadFailure.DISCONNECTED, str(error)) from error
-            return True
-        self._posted.append(posted)
+        agent, targets, sums = self._agent or self._connected(), read.targets, read.checksums
+        try:
+            handle, state = agent.read(self._local, targets, self._remote, read.sources)
+            if state is XferState.DONE and (
+                sums is None or self._arena.whole(targets, sums) == len(targets)
+            ):
+                agent.release(handle)
+                return True
+        except AgentError as error:
+            raise Ended(ReadFailure.DISCONNECTED, str(error)) from error
+        self._posted.append(_Posted(Batch(0, 0, read.sources, targets), handle, state))
         return False
 
     def run(self, read: SharedRead) -> None:

@@ -40,7 +40,8 @@ class PeerLink:
         # Who holds it uses the lanes: the thread, or whoever asks for so little that to wake the
         # thread and to be woken by it would take longer than the read.
         self._lanes = threading.Lock()
-        self._post_copies = arena.memory_type is MemoryType.DRAM and post_copies()
+        at_once = arena.memory_type is MemoryType.DRAM and post_copies()
+        self._quick_pages = _QUICK_BYTES // arena.page_bytes if at_once else 0
         self._closing = False
         self.fences = 0  # reads after which the agents were destroyed
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -49,7 +50,7 @@ class PeerLink:
     def begin(self, read: Read) -> ReadOutcome | Future[ReadOutcome]:
         """Queues a read, or does it at once."""
         future: Future[ReadOutcome]
-        if not self._is_quick(read) or not self._take_connected():
+        if not 0 < len(read.targets) <= self._quick_pages or not self._take_ready(read):
             future = Future()
             self._reads.put((read, future))
             return future
@@ -150,17 +151,10 @@ class PeerLink:
         peer, closing = self._memory.agent, lambda: self._closing
         return SharedRead(read, self._arena, peer, closing, posted=posted)
 
-    def _is_quick(self, read: Read) -> bool:
-        return (
-            0 < len(read.targets) * self._arena.page_bytes <= _QUICK_BYTES
-            and self._post_copies
-            and not self._closing
-            and (read.stop is None or not read.stop.is_set())
-            and read.seconds > 0
-        )
-
-    def _take_connected(self) -> bool:
+    def _take_ready(self, read: Read) -> bool:
         """Takes the lanes, if nobody has them and a read can be posted without connecting."""
+        if self._closing or read.seconds <= 0 or (read.stop is not None and read.stop.is_set()):
+            return False
         if not self._lanes.acquire(blocking=False):
             return False
         if not self._first.connected:

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import NamedTuple
 
 
 class ReadFailure(StrEnum):
@@ -17,8 +17,7 @@ class ReadFailure(StrEnum):
     CLOSED = "closed"  # the reader was closed
 
 
-@dataclass(frozen=True, slots=True)
-class ReadOutcome:
+class ReadOutcome(NamedTuple):
     """The end of a read. Terminal: nothing writes into the target pages any more.
 
     Pages [0:arrived] are whole and, where checksums were given, verified. The
@@ -38,8 +37,7 @@ def together(outcomes: Sequence[ReadOutcome]) -> ReadOutcome:
     """Of reads whose pages are of use together only: the worst, with the bytes of all. They have
     proven themselves when each of them has."""
     worst = min(outcomes, key=lambda outcome: (outcome.arrived, outcome.failure is None))
-    return replace(
-        worst,
+    return worst._replace(
         moved_bytes=sum(outcome.moved_bytes for outcome in outcomes),
         verified=all(outcome.verified for outcome in outcomes),
     )
@@ -69,8 +67,7 @@ class PullFailure(StrEnum):
     EXPIRED = "expired"  # the verdict: the pages may have changed while they were read
 
 
-@dataclass(frozen=True, slots=True)
-class Pulled:
+class Pulled(NamedTuple):
     """The end of a pull. Terminal, as ReadOutcome is; [0:arrived] may be used."""
 
     arrived: int
@@ -92,9 +89,9 @@ class Pulled:
         )
 
 
-def nothing(failure: PullFailure, detail: str) -> Pulled:
+def nothing(failure: PullFailure, detail: str, read_failure: ReadFailure | None = None) -> Pulled:
     """A pull that brought no page."""
-    return Pulled(0, 0, 0.0, failure, None, detail)
+    return Pulled(0, 0, 0.0, failure, read_failure, detail)
 
 
 def judged(outcome: ReadOutcome, valid: bool | None, wanted: int, address: str) -> Pulled:

@@ -1,7 +1,6 @@
 """The reader's view of each holder: handshake, credit, leases that are kept alive."""
 
 import asyncio
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from baton.v1 import kv_pb2_grpc
 from baton_rpc import Refusal, channel, refusal_of
 from baton_transfer.identity import differing_field
 from baton_transfer.lease_stream import LeaseStream, Unreachable
+from baton_transfer.share import Stop
 
 HANDSHAKE_S = 5.0
 ACQUIRE_S = 5.0
@@ -97,18 +97,23 @@ class Holder:
         self._shaking = asyncio.Lock()
         self._hands: Handshaken | None = None
         self._memory: bytes | None = None
-        self._kept: dict[tuple[int, int], threading.Event] = {}  # by (epoch, lease)
+        self._kept: dict[tuple[int, int], Stop] = {}  # by (epoch, lease)
         self._heartbeat: asyncio.Task[None] | None = None
+
+    @property
+    def present(self) -> Handshaken | None:
+        """The handshake with its present life, if there was one already."""
+        hands = self._hands
+        return None if hands is None or hands.leases.over else hands
 
     async def handshake(self) -> Handshaken:
         """The handshake with the holder's present life. Raises Refusal and Unreachable."""
-        hands = self._hands
-        if hands is not None and not hands.leases.over:
+        if hands := self.present:
             return hands
         async with self._shaking:
-            if self._hands is None or self._hands.leases.over:
-                self._hands = await self._shake()
-            return self._hands
+            if not (hands := self.present):
+                hands = self._hands = await self._shake()
+            return hands
 
     def restarted(self, hands: Handshaken) -> None:
         """That life is over: the next handshake() asks anew."""
@@ -170,7 +175,7 @@ class Holder:
         return [verdict == pb.LEASE_VERDICT_VALID for verdict in answer.release.verdicts]
 
     @contextmanager
-    def kept(self, hands: Handshaken, lease: int, stop: threading.Event) -> Iterator[None]:
+    def kept(self, hands: Handshaken, lease: int, stop: Stop) -> Iterator[None]:
         """Renews the lease while the block runs; sets `stop` when the holder says it is over."""
         self._kept[hands.epoch, lease] = stop
         if self._heartbeat is None or self._heartbeat.done():

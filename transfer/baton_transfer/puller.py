@@ -2,9 +2,8 @@
 
 import asyncio
 import logging
-import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,22 +16,27 @@ from baton_rpc import Refusal
 from baton_transfer.arena import Pages
 from baton_transfer.following import Follower
 from baton_transfer.lease_stream import Unreachable
-from baton_transfer.outcome import Pulled, PullFailure, ReadOutcome, judged, nothing
+from baton_transfer.outcome import (
+    Pulled,
+    PullFailure,
+    ReadFailure,
+    ReadOutcome,
+    judged,
+    nothing,
+)
 from baton_transfer.peers import Handshaken, Holder
 from baton_transfer.releases import Releases
+from baton_transfer.share import Stop
 
 log = logging.getLogger("baton.transfer")
 
-# (memory, group, source pages, target pages, checksums or None, stop) -> a terminal outcome, at
-# once or later. With several ranks: the worst of their outcomes, when all of them are terminal.
-ReadPages = Callable[
-    [bytes, int, Pages, Pages, NDArray[np.uint64] | None, threading.Event],
-    ReadOutcome | Awaitable[ReadOutcome],
-]
+# So much is read in the time that a lease takes, a few times over: what a page that is gone wastes.
+_UNLEASED_BYTES = 8 << 20
 
 
 class PagesReader(Protocol):
-    """Of one rank (CacheReader) or of several."""
+    """Of one rank (CacheReader) or of several: then the worst of their outcomes, when all of them
+    are terminal."""
 
     def begin(
         self,
@@ -42,26 +46,22 @@ class PagesReader(Protocol):
         targets: Pages,
         checksums: NDArray[np.uint64] | None = None,
         *,
-        stop: threading.Event | None = None,
+        stop: Stop | None = None,
     ) -> ReadOutcome | Future[ReadOutcome]:
         """See CacheReader.begin."""
 
-
-def read_with(reader: PagesReader) -> ReadPages:
-    """The `read` of a Puller."""
-
-    def read(
+    def begin_unleased(
+        self,
         memory: bytes,
         group: int,
-        sources: Pages,
+        identities: NDArray[np.uint8],
         targets: Pages,
-        checksums: NDArray[np.uint64] | None,
-        stop: threading.Event,
-    ) -> ReadOutcome | Awaitable[ReadOutcome]:
-        reading = reader.begin(memory, group, sources, targets, checksums, stop=stop)
-        return reading if isinstance(reading, ReadOutcome) else asyncio.wrap_future(reading)
+        stop: Stop,
+    ) -> ReadOutcome | Future[ReadOutcome] | None:
+        """See CacheReader.begin_unleased."""
 
-    return read
+    def forget(self, memory: bytes) -> None:
+        """Told the memory of a holder's past life."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class PullSettings:
 class Puller:
     """Pulls pages from any number of holders. Used on one event loop.
 
-    puller = Puller(me, identity, read_with(reader), forget=reader.forget)
+    puller = Puller(me, identity, reader)
     pulled = await puller.pull(holder, hashes, target_pages)
     """
 
@@ -83,16 +83,14 @@ class Puller:
         self,
         me: pb.Peer,
         identity: pb.CacheIdentity,
-        read: ReadPages,
+        reader: PagesReader,
         *,
-        forget: Callable[[bytes], None],
         settings: PullSettings | None = None,
     ) -> None:
-        """`forget` is told the memory of a holder's past life (PageReader.forget)."""
         self._me = me
         self._identity = identity
-        self._read = read
-        self._forget = forget
+        self._reader = reader
+        self._page_bytes = [group.page_bytes for group in identity.groups]
         self._settings = settings or PullSettings()
         self._holders: dict[str, Holder] = {}
         self._follower = Follower(me.name)
@@ -127,10 +125,14 @@ class Puller:
 
         Raises ValueError for unequal lengths and for a group that does not exist.
         """
-        if not 0 <= group < len(self._identity.groups):
-            raise ValueError(f"group {group} of {len(self._identity.groups)} cache groups")
+        if not 0 <= group < len(self._page_bytes):
+            raise ValueError(f"group {group} of {len(self._page_bytes)} cache groups")
         if hashes.shape != (len(targets), 16):
             raise ValueError(f"hashes {hashes.shape} for {len(targets)} target pages")
+        if len(targets) * self._page_bytes[group] <= _UNLEASED_BYTES:
+            pulled = await self._unleased(source.address, hashes, targets, group, handed_over)
+            if pulled is not None:
+                return pulled
         return await self._pull(source, hashes, targets, group, handed_over)
 
     def follow(self, holder: pb.Peer, request_id: str, attempt: int) -> AsyncIterator[pb.Handover]:
@@ -182,9 +184,9 @@ class Puller:
         try:
             hands = await holder.handshake()
             for group in range(len(self._identity.groups)):
-                reading = self._read(hands.memory, group, none, none, None, threading.Event())
+                reading = self._reader.begin(hands.memory, group, none, none)
                 if not isinstance(reading, ReadOutcome):
-                    await reading
+                    await asyncio.wrap_future(reading)
         except (Refusal, Unreachable) as error:
             log.info("not connected to %s yet: %s", holder.address, error)
 
@@ -196,9 +198,41 @@ class Puller:
                 self._identity,
                 self._settings.credit_bytes,
                 self._settings.ttl_ms,
-                self._forget,
+                self._reader.forget,
             )
         return self._holders[address]
+
+    async def _unleased(
+        self,
+        address: str,
+        hashes: NDArray[np.uint8],
+        targets: Pages,
+        group: int,
+        handed_over: tuple[str, int] | None,
+    ) -> Pulled | None:
+        """By the holder's table of seals: nobody there is asked or waits for us, every page proves
+        itself. None when they must be leased."""
+        holder = self._holders.get(address)
+        hands = None if holder is None else holder.present
+        if holder is None or hands is None:
+            return None
+        stop = Stop()
+        outcome = self._reader.begin_unleased(hands.memory, group, hashes, targets, stop)
+        if isinstance(outcome, Future):
+            outcome = await _terminal(outcome, stop)
+        if outcome is None or outcome.failure is ReadFailure.CHECKSUM:
+            return None
+        if handed_over and outcome.failure is None:
+            self._releases.unleased(holder, hands.epoch, handed_over)
+        failure = None if outcome.failure is None else PullFailure.READ
+        return Pulled(
+            outcome.arrived,
+            outcome.moved_bytes,
+            outcome.seconds,
+            failure,
+            outcome.failure,
+            outcome.detail,
+        )
 
     async def _pull(
         self,
@@ -210,7 +244,7 @@ class Puller:
     ) -> Pulled:
         started = time.monotonic()
         holder = self._holder(source.address)
-        page_bytes = self._identity.groups[group].page_bytes
+        page_bytes = self._page_bytes[group]
         step = max(1, holder.credit.limit // page_bytes)
         total = Pulled(0, 0, 0.0)
         for first in range(0, len(targets), step):
@@ -243,22 +277,32 @@ class Puller:
         handed_over: tuple[str, int] | None,
     ) -> Pulled:
         try:
-            hands, lease = await holder.acquire(hashes.tobytes(), group, self._releases.unwanted)
+            return await self._leased(holder, hashes, targets, group, handed_over)
         except Refusal as refusal:
             return nothing(PullFailure.REFUSED, f"{refusal.reason_name}: {refusal.message}")
         except Unreachable as error:
             return nothing(PullFailure.UNREACHABLE, str(error))
+
+    async def _leased(
+        self,
+        holder: Holder,
+        hashes: NDArray[np.uint8],
+        targets: Pages,
+        group: int,
+        handed_over: tuple[str, int] | None,
+    ) -> Pulled:
+        hands, lease = await holder.acquire(hashes.tobytes(), group, self._releases.unwanted)
         if not lease.lease_id:
             return nothing(PullFailure.NOT_HELD, f"{holder.address} has none of the pages")
         count = min(len(lease.pages), len(targets))
-        stop = threading.Event()
-        reading = self._read(
+        stop = Stop()
+        reading = self._reader.begin(
             hands.memory,
             group,
             np.array(lease.pages, np.int32)[:count],
             targets[:count],
             _checksums(lease, count),
-            stop,
+            stop=stop,
         )
         if isinstance(reading, ReadOutcome):
             outcome = reading
@@ -297,9 +341,9 @@ def _checksums(lease: pb.AcquireResponse, count: int) -> NDArray[np.uint64] | No
     return sums[np.arange(len(sums)) % len(lease.pages) < count]
 
 
-async def _terminal(reading: Awaitable[ReadOutcome], stop: threading.Event) -> ReadOutcome:
+async def _terminal(reading: Future[ReadOutcome], stop: Stop) -> ReadOutcome:
     """The read's end. When we are cancelled, however often, we stop it and wait for that too."""
-    read = asyncio.ensure_future(reading)
+    read = asyncio.wrap_future(reading)
     try:
         return await asyncio.shield(read)
     except asyncio.CancelledError:

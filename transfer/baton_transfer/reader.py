@@ -13,7 +13,7 @@ from baton.v1.kv_pb2 import ExportedMemory
 from baton_transfer.arena import MemoryType, PageArena, Pages, within
 from baton_transfer.link import PeerLink
 from baton_transfer.outcome import ReadFailure, ReadOutcome, ended_at_once, future_of
-from baton_transfer.share import Read
+from baton_transfer.share import Read, Stop
 
 # A transfer slower than this is stuck, not slow: TCP on a bad day is ten times faster.
 FLOOR_BYTES_PER_S = 50e6
@@ -37,6 +37,7 @@ class PageReader:
         self._name = name
         self._arena = arena
         self._floor = floor_bytes_per_s
+        self._verifies = arena.memory_type is MemoryType.DRAM
         self._links: dict[bytes, PeerLink] = {}
         self._forgotten: list[PeerLink] = []
         self._lock = threading.Lock()
@@ -52,7 +53,7 @@ class PageReader:
         checksums: Sequence[int] | NDArray[np.uint64] | None = None,
         *,
         seconds: float | None = None,
-        stop: threading.Event | None = None,
+        stop: Stop | None = None,
     ) -> Future[ReadOutcome]:
         """Starts reading pages `sources` of a peer into pages `targets` of the arena.
 
@@ -66,25 +67,24 @@ class PageReader:
         be written at any time, and nothing but the future says so. Raises
         ValueError for indices outside our arena or lists of unequal length.
         """
-        return future_of(self.begin(memory, sources, targets, checksums, seconds, stop))
+        pages = _indices(sources), _indices(targets)
+        return future_of(self.begin(memory, *pages, _sums(checksums), seconds, stop))
 
     def begin(
         self,
         memory: bytes,
-        sources: Sequence[int] | Pages,
-        targets: Sequence[int] | Pages,
-        checksums: Sequence[int] | NDArray[np.uint64] | None,
+        sources: Pages,
+        targets: Pages,
+        checksums: NDArray[np.uint64] | None,
         seconds: float | None,
-        stop: threading.Event | None,
+        stop: Stop | None,
     ) -> ReadOutcome | Future[ReadOutcome]:
-        """As `submit`; the outcome itself when that is known at once, as of a small read that its
-        post has copied."""
-        source_pages, target_pages = _indices(sources), _indices(targets)
-        sums = _sums(checksums) if self._arena.memory_type is MemoryType.DRAM else None
-        self._check(source_pages, target_pages, sums)
+        """As `submit`, of contiguous arrays; the outcome itself when that is known at once, as of a
+        small read that its post has copied."""
+        self._check(sources, targets, checksums)
         if seconds is None:
-            seconds = len(target_pages) * self._arena.page_bytes / self._floor + _GRACE_S
-        read = Read(source_pages, target_pages, sums, seconds, stop)
+            seconds = len(targets) * self._arena.page_bytes / self._floor + _GRACE_S
+        read = Read(sources, targets, checksums if self._verifies else None, seconds, stop)
         with self._lock:
             if self._closed:
                 return ended_at_once(ReadFailure.CLOSED, "the reader was closed")
@@ -95,7 +95,7 @@ class PageReader:
                 if parsed is None or unreadable:
                     return ended_at_once(ReadFailure.UNREADABLE, unreadable)
                 link = self._links[memory] = PeerLink(self._name, self._arena, parsed)
-            if not within(source_pages, link.pages):
+            if not within(sources, link.pages):
                 return ended_at_once(
                     ReadFailure.UNREADABLE, f"a leased page is outside the {link.pages} of its peer"
                 )
@@ -109,7 +109,7 @@ class PageReader:
         checksums: Sequence[int] | NDArray[np.uint64] | None = None,
         *,
         seconds: float | None = None,
-        stop: threading.Event | None = None,
+        stop: Stop | None = None,
     ) -> ReadOutcome:
         """As `submit`, and waits for the end."""
         future = self.submit(memory, sources, targets, checksums, seconds=seconds, stop=stop)

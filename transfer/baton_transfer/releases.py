@@ -35,6 +35,10 @@ class Releases:
         batch.leases.append(lease)
         batch.handed_over += handed_over
 
+    def unleased(self, holder: Holder, epoch: int, handed_over: tuple[str, int]) -> None:
+        """There was no lease to end; the request is told of all the same."""
+        self._batch(holder, epoch, True).handed_over.append(handed_over)
+
     def unwanted(self, holder: Holder, epoch: int, lease: int) -> None:
         """Ends a lease of which nothing is used."""
         self._batch(holder, epoch, False).leases.append(lease)

@@ -16,6 +16,24 @@ from baton_transfer.outcome import ReadFailure, ReadOutcome
 _BATCH_BYTES = 2 << 20
 
 
+class Stop:
+    """Ends a read early, once set. Nobody waits for it, so it is no threading.Event: those cost
+    more than the rest of a small read's bookkeeping."""
+
+    __slots__ = ("_set",)
+
+    def __init__(self) -> None:
+        self._set = False
+
+    def set(self) -> None:
+        """From any thread."""
+        self._set = True
+
+    def is_set(self) -> bool:
+        """Whether it has been."""
+        return self._set
+
+
 @dataclass(slots=True)
 class Read:
     """One read as a link gets it. Indices are checked already."""
@@ -24,7 +42,7 @@ class Read:
     targets: Pages
     checksums: NDArray[np.uint64] | None
     seconds: float  # from its start on the link; past it the fence falls
-    stop: threading.Event | None
+    stop: Stop | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +15,7 @@ from baton_transfer.arena import PageArena, Pages
 from baton_transfer.fragments import Cut, Part
 from baton_transfer.outcome import ReadFailure, ReadOutcome, ended_at_once, together
 from baton_transfer.reader import PageReader
+from baton_transfer.share import Stop
 
 # Of each rank of a peer; pages that fit are read at once and sorted before the next.
 STAGING_BYTES = 16 << 20
@@ -72,7 +72,7 @@ class StagedReader:
         targets: Pages,
         checksums: NDArray[np.uint64] | None,
         seconds: float | None,
-        stop: threading.Event | None,
+        stop: Stop | None,
     ) -> ReadOutcome | Future[ReadOutcome]:
         """As PageReader.begin; checksums [ranks that are read from, pages]."""
         self._arena.check_indices(targets)
@@ -96,7 +96,7 @@ class StagedReader:
         targets: Pages,
         checksums: NDArray[np.uint64] | None,
         seconds: float | None,
-        stop: threading.Event | None,
+        stop: Stop | None,
     ) -> ReadOutcome:
         started = time.monotonic()
         total = ReadOutcome(0, 0, 0.0, verified=checksums is not None)
@@ -107,22 +107,21 @@ class StagedReader:
             left = None if seconds is None else seconds - (time.monotonic() - started)
             ended = self._stage(sources[some], sums, left, stop)
             self._sort(targets[some][: ended.arrived])
-            total = replace(
-                ended,
+            total = ended._replace(
                 arrived=total.arrived + ended.arrived,
                 moved_bytes=total.moved_bytes + ended.moved_bytes,
                 verified=checksums is not None,
             )
             if ended.failure is not None:
                 break
-        return replace(total, seconds=time.monotonic() - started)
+        return total._replace(seconds=time.monotonic() - started)
 
     def _stage(
         self,
         pages: Pages,
         checksums: NDArray[np.uint64] | None,
         seconds: float | None,
-        stop: threading.Event | None,
+        stop: Stop | None,
     ) -> ReadOutcome:
         """The pages of every rank that is needed, into the first places of its staging."""
         slots = np.arange(len(pages), dtype=np.int32)

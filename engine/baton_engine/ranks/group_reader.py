@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from baton_engine.ranks.frames import PullOrder
 from baton_engine.ranks.group import RankGroup
-from baton_transfer import CacheReader, ReadOutcome, together
+from baton_transfer import CacheReader, ReadOutcome, Stop, together
 
 Pages = Sequence[int] | NDArray[np.int32]
 
@@ -35,7 +35,7 @@ class GroupReader:
         checksums: Sequence[int] | NDArray[np.uint64] | None = None,
         *,
         seconds: float | None = None,
-        stop: threading.Event | None = None,
+        stop: Stop | None = None,
     ) -> Future[ReadOutcome]:
         """As CacheReader.begin. `stop` ends rank 0's read early; the others' end by themselves."""
         sums = None
@@ -54,6 +54,16 @@ class GroupReader:
             memory, group, sources, targets, sums, seconds=seconds, stop=stop
         )
         return all_ended([local, *self._group.pull(order)])
+
+    def begin_unleased(
+        self,
+        memory: bytes,
+        group: int,
+        identities: NDArray[np.uint8],
+        targets: NDArray[np.int32],
+        stop: Stop,
+    ) -> None:
+        """As CacheReader.begin_unleased: what several ranks read is leased."""
 
     def forget(self, memory: bytes) -> None:
         """As CacheReader.forget, on every rank."""

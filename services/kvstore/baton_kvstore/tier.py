@@ -20,7 +20,6 @@ from baton_transfer import (
     PageArena,
     Puller,
     PullSettings,
-    read_with,
 )
 
 TIER = "dram"
@@ -61,8 +60,7 @@ class Tier:
         return Puller(
             me,
             self.identity,
-            read_with(self.reader),
-            forget=self.reader.forget,
+            self.reader,
             settings=PullSettings(credit_bytes=credit_bytes),
         )
 

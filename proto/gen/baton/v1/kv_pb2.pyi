@@ -137,7 +137,7 @@ class ExportedRank(_message.Message):
     def __init__(self, groups: _Optional[_Iterable[_Union[ExportedMemory, _Mapping]]] = ...) -> None: ...
 
 class ExportedMemory(_message.Message):
-    __slots__ = ("agent", "agent_metadata", "memory_type", "base", "page_bytes", "pages", "device")
+    __slots__ = ("agent", "agent_metadata", "memory_type", "base", "page_bytes", "pages", "device", "seals")
     AGENT_FIELD_NUMBER: _ClassVar[int]
     AGENT_METADATA_FIELD_NUMBER: _ClassVar[int]
     MEMORY_TYPE_FIELD_NUMBER: _ClassVar[int]
@@ -145,6 +145,7 @@ class ExportedMemory(_message.Message):
     PAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     PAGES_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
+    SEALS_FIELD_NUMBER: _ClassVar[int]
     agent: str
     agent_metadata: bytes
     memory_type: str
@@ -152,7 +153,20 @@ class ExportedMemory(_message.Message):
     page_bytes: int
     pages: int
     device: int
-    def __init__(self, agent: _Optional[str] = ..., agent_metadata: _Optional[bytes] = ..., memory_type: _Optional[str] = ..., base: _Optional[int] = ..., page_bytes: _Optional[int] = ..., pages: _Optional[int] = ..., device: _Optional[int] = ...) -> None: ...
+    seals: ExportedSeals
+    def __init__(self, agent: _Optional[str] = ..., agent_metadata: _Optional[bytes] = ..., memory_type: _Optional[str] = ..., base: _Optional[int] = ..., page_bytes: _Optional[int] = ..., pages: _Optional[int] = ..., device: _Optional[int] = ..., seals: _Optional[_Union[ExportedSeals, _Mapping]] = ...) -> None: ...
+
+class ExportedSeals(_message.Message):
+    __slots__ = ("pid", "file", "name", "buckets")
+    PID_FIELD_NUMBER: _ClassVar[int]
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    BUCKETS_FIELD_NUMBER: _ClassVar[int]
+    pid: int
+    file: int
+    name: str
+    buckets: int
+    def __init__(self, pid: _Optional[int] = ..., file: _Optional[int] = ..., name: _Optional[str] = ..., buckets: _Optional[int] = ...) -> None: ...
 
 class LeaseRequest(_message.Message):
     __slots__ = ("acquire", "renew", "release")
