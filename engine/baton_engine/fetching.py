@@ -179,12 +179,11 @@ class Fetcher:
 
     async def _restore_state(self, running: _Running, states: StateOrder) -> int:
         """The best that anybody has, rewinding step by step."""
-        order = running.order
         for entry, index in enumerate(map(int, states.indices)):
-            for source in order.request.sources:
+            for source in running.order.request.sources:
                 if running.ended_because:
                     return 0
-                if source.pages <= index or source.only:  # a part of a kvstore holds tokens alone
+                if not source.has(np.array([index])).all():
                     continue
                 if await self._pull_states(running, source.peer, states, entry, entry + 1):
                     return index + 1

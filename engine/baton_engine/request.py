@@ -60,15 +60,17 @@ class Source:
     peer: Peer
     pages: int  # the peer holds the first `pages` full pages
     # Not empty: of those only the pages whose bit is set (bit i % 8 of byte i / 8). Sources with
-    # this field that follow one another have the pages between them: a sharded kvstore.
+    # this field that follow one another have the pages between them: a sharded kvstore. A state
+    # is where the page is that it stands after.
     only: bytes = b""
 
     def has(self, indices: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Of a source with `only`: which of these page indices it holds."""
-        bits = np.unpackbits(np.frombuffer(self.only, np.uint8), bitorder="little")
-        held = np.zeros(len(indices), np.bool_)
-        known = indices < len(bits)
-        held[known] = bits[indices[known]] == 1
+        """Which of these page indices it holds."""
+        held = indices < self.pages
+        if self.only:
+            bits = np.unpackbits(np.frombuffer(self.only, np.uint8), bitorder="little")
+            held &= indices < len(bits)
+            held[held] = bits[indices[held]] == 1
         return held
 
 

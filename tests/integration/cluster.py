@@ -60,6 +60,7 @@ class Shape:
     router: dict[str, Any] = field(default_factory=dict)  # further keys of its section
     kvstore: dict[str, Any] = field(default_factory=dict)
     kvstores: int = 1
+    nvme_mb: int = 0  # of each kvstore's disk; none when 0
     gateway: bool = False  # SMG in front
 
 
@@ -94,7 +95,7 @@ class Cluster:
         shape = self.shape
         names = [
             "router",
-            *self._kvstore_names(),
+            *self.kvstores,
             *(f"prefill-{i}" for i in range(shape.prefill)),
             *(f"decode-{i}" for i in range(shape.decode)),
             *(["gateway"] if shape.gateway else []),
@@ -114,11 +115,10 @@ class Cluster:
                 **shape.model,
             },
             "kvstore": [
-                {"name": name, **section[name], "capacity_mb": 32, **shape.kvstore}
-                for name in self._kvstore_names()
+                {"name": name, **section[name], **self._kvstore(name)} for name in self.kvstores
             ]
             if shape.kvstores > 1
-            else {**section["kvstore"], "capacity_mb": 32, **shape.kvstore},
+            else {**section["kvstore"], **self._kvstore("kvstore")},
             "prefill": [
                 {"name": name, **section[name], **worker, **shape.prefill_worker}
                 for name in names
@@ -138,7 +138,15 @@ class Cluster:
             "gateway": {**section["gateway"], "drain_s": 1} if shape.gateway else None,
         }
 
-    def _kvstore_names(self) -> list[str]:
+    def _kvstore(self, name: str) -> dict[str, Any]:
+        disk: dict[str, Any] = {}
+        if self.shape.nvme_mb:
+            path = str(self.directory / f"{name}-disk")
+            disk = {"nvme_path": path, "nvme_mb": self.shape.nvme_mb}
+        return {"capacity_mb": 32, **disk, **self.shape.kvstore}
+
+    @property
+    def kvstores(self) -> list[str]:
         count = self.shape.kvstores
         return ["kvstore"] if count == 1 else [f"kvstore-{i}" for i in range(count)]
 
@@ -162,9 +170,7 @@ class Cluster:
         one decode worker, and a request that comes before the others would take another route.
         """
         front = ["router", *(["gateway"] if self.shape.gateway else [])]
-        wanted = (
-            list(names) if names is not None else [*self._kvstore_names(), *self.workers, *front]
-        )
+        wanted = list(names) if names is not None else [*self.kvstores, *self.workers, *front]
         for name in wanted:
             self._spawn(name)
         for name in wanted:
@@ -252,7 +258,7 @@ class Cluster:
     def stop(self) -> dict[str, int]:
         """SIGTERM to all, front door first; returns the exit codes."""
         self._channel.close()
-        order = ["gateway", "router", *self.workers, *self._kvstore_names()]
+        order = ["gateway", "router", *self.workers, *self.kvstores]
         codes: dict[str, int] = {}
         for name in [name for name in order if name in self.processes]:
             process = self.processes.pop(name)

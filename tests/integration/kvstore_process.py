@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
@@ -128,7 +128,7 @@ async def publishing(
     peer: pb.Peer,
     held: Callable[[], NDArray[np.uint8]],
     *,
-    page_bytes: int = 65536,
+    page_bytes: int | Sequence[int] = 65536,
     heartbeat_s: float = 0.3,
 ) -> AsyncIterator[DirectoryPublisher]:
     publisher = DirectoryPublisher(
@@ -139,3 +139,11 @@ async def publishing(
         yield publisher
     finally:
         await publisher.stop()
+
+
+async def tell_turn(address: str, chain: NDArray[np.uint8]) -> None:
+    """As a router would, of a request of no session: these pages were used, one after another."""
+    async with channel(address) as link:
+        turn = pb.SessionTurn(page_hashes=chain.tobytes())
+        stub = kv_pb2_grpc.KvSessionServiceStub(link)
+        await stub.RenewSessions(pb.RenewSessionsRequest(turns=[turn]))

@@ -38,7 +38,7 @@ async def test_each_cache_group_is_pulled_into_its_own_arena() -> None:
             targets = scattered(20), scattered(9)[::-1].copy()
             both = await asyncio.gather(
                 mine.puller.pull(peer.peer, hashes(1, 20), targets[0]),
-                mine.puller.pull(peer.peer, hashes(2, 9), targets[1], group=1),
+                mine.puller.pull(peer.peer, hashes(1, 9, group=1), targets[1], group=1),
             )
             for pulled, pages, arena, seed in zip(both, targets, mine.arenas, (1, 2), strict=True):
                 assert (pulled.arrived, pulled.failure) == (len(pages), None), pulled

@@ -3,8 +3,9 @@
 Prints one JSON line (address, epoch) when it serves; ends when its stdin does.
 Page i of seed s contains `page_content(s, i, page_bytes)` and has the identity
 `page_hash(s, i)`, so the reading side knows what must arrive. `page_bytes` may be
-a list: that many cache groups, whose seeds are s, s + 1 ... `listed`: in tables of seals,
-which of the pages `moved` say where they were once.
+a list: that many cache groups. Page i of group g contains `page_content(s + g, i, ...)`
+and goes by `page_hash(s, i, g)`: the identity of what stands after page i. `listed`: in
+tables of seals, which of the pages `moved` say where they were once.
 """
 
 import asyncio
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from baton.v1 import kv_pb2 as pb
 from baton.v1.kv_pb2_grpc import add_KvPeerServiceServicer_to_server
 from baton_rpc import Server, host_of
+from baton_scheduler import in_group
 from baton_transfer import (
     Exporter,
     KvPeerServicer,
@@ -34,15 +36,17 @@ from baton_transfer import (
 )
 
 GROUPS = ("full", "state")
+PAGES_BETWEEN_STATES = 2
 
 
-def page_hash(seed: int, index: int) -> bytes:
-    return hashlib.blake2b(f"{seed} {index}".encode(), digest_size=16).digest()
+def page_hash(seed: int, index: int, group: int = 0) -> bytes:
+    tokens = hashlib.blake2b(f"{seed} {index}".encode(), digest_size=16).digest()
+    return in_group(np.frombuffer(tokens, np.uint8).reshape(1, 16), group).tobytes()
 
 
-def hashes(seed: int, count: int, first: int = 0) -> NDArray[np.uint8]:
+def hashes(seed: int, count: int, first: int = 0, group: int = 0) -> NDArray[np.uint8]:
     """uint8 [count, 16]."""
-    data = b"".join(page_hash(seed, i) for i in range(first, first + count))
+    data = b"".join(page_hash(seed, i, group) for i in range(first, first + count))
     return np.frombuffer(data, np.uint8).reshape(count, 16)
 
 
@@ -59,7 +63,13 @@ def identity(
 ) -> pb.CacheIdentity:
     sizes = [page_bytes] if isinstance(page_bytes, int) else page_bytes
     groups = [
-        pb.CacheGroupIdentity(name=name, dtype=dtype, layers=2, page_bytes=size)
+        pb.CacheGroupIdentity(
+            name=name,
+            dtype=dtype,
+            layers=2,
+            page_bytes=size,
+            snapshot_every=PAGES_BETWEEN_STATES * page_size * (name == "state"),
+        )
         for name, size in zip(GROUPS, sizes, strict=False)
     ]
     return cache_identity(fingerprint, page_size, groups)
@@ -70,7 +80,11 @@ class Shelf:
 
     def __init__(self, arenas: Sequence[PageArena], options: dict[str, object]) -> None:
         self.arenas = arenas
-        self.seed = int(str(options["seed"]))
+        seed = int(str(options["seed"]))
+        self.slots = [
+            {page_hash(seed, i, group): arena.num_pages - 1 - i for i in range(arena.num_pages)}
+            for group, arena in enumerate(arenas)
+        ]
         self.ttl_cap_ms = int(str(options.get("ttl_cap_ms", 60_000)))
         self.renewable = bool(options.get("renewable", True))
         self.with_checksums = bool(options.get("checksums", True))
@@ -81,12 +95,9 @@ class Shelf:
 
     def grant(self, reader: str, hashes: NDArray[np.uint8], ttl_ms: int, group: int) -> LeaseGrant:
         arena = self.arenas[group]
-        slots = {
-            page_hash(self.seed + group, i): arena.num_pages - 1 - i for i in range(arena.num_pages)
-        }
         pages: list[int] = []
         for row in hashes:
-            slot = slots.get(row.tobytes())
+            slot = self.slots[group].get(row.tobytes())
             if slot is None:
                 break
             pages.append(slot)
@@ -130,8 +141,8 @@ def list_all(arenas: Sequence[PageArena], options: dict[str, object]) -> list[Se
         for page in options.get("moved", ()):  # type: ignore[attr-defined]
             slots[page] = slots[page + 1]
         tables.append(SealTable(arena.num_pages))
-        seed = int(str(options["seed"])) + group
-        tables[-1].put(hashes(seed, arena.num_pages), slots, sums)
+        listed = hashes(int(str(options["seed"])), arena.num_pages, group=group)
+        tables[-1].put(listed, slots, sums)
     return tables
 
 

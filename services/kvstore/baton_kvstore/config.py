@@ -23,14 +23,14 @@ class KvstoreConfig(BaseModel):
     nvme_path: Path | None = Field(
         None, description="directory of the NVMe tier, of its own; none when unset"
     )
-    nvme_mb: int = Field(4096, ge=1, description="MiB of the NVMe tier")
+    nvme_mb: int = Field(4096, ge=1, description="MiB of the NVMe tier, of all cache groups")
     transport: Transport = Field(
         Transport.LOCAL, description="how pages travel: local, tcp or rdma, as the workers say"
     )
     admission: Literal["reuse", "all"] = Field(
         "reuse",
         description="which pages a tier takes: those used twice, of a live session or shared by "
-        "sessions; or all that are published",
+        "sessions; or all that are published (of several cache groups: once a turn has had them)",
     )
     sightings: int = Field(1 << 18, ge=1, description="pages whose use is remembered")
     sessions: int = Field(65_536, ge=1, description="session leases at a time")

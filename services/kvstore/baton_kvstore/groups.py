@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Protocol
 
 from baton.v1.kv_pb2 import CacheIdentity
-from baton_kvstore.config import KvstoreConfig
 from baton_kvstore.directory import HASH_BYTES, PageHash
 from baton_kvstore.judge import Judge
 from baton_kvstore.worth import worth
@@ -79,18 +78,3 @@ def shares(identity: CacheIdentity, capacity_bytes: int) -> list[int]:
     return [
         int(tokens // (group.snapshot_every or identity.page_size)) for group in identity.groups
     ]
-
-
-def unsupported(config: KvstoreConfig, identity: CacheIdentity) -> str:
-    """Why there can be no tiers of this cache under this configuration; empty when there can."""
-    if len(identity.groups) < 2 or not config.capacity_mb:
-        return ""
-    for refused, why in (
-        (config.nvme_path is not None, "nvme_path: the disk holds token pages alone; unset it"),
-        (len(config.replicas) > 1, "replicas: states are not sharded; run one kvstore"),
-        (config.admission == "all", "admission all: a page that no turn has had is of no group"),
-    ):
-        if refused:
-            names = ", ".join(group.name for group in identity.groups)
-            return f"the workers' cache has several groups ({names}), but {why}"
-    return ""

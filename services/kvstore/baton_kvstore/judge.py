@@ -22,14 +22,15 @@ class Judge:
         mine: Callable[[PageHash, bool], bool] = lambda page, hot: True,
         hot_uses: int = 8,
     ) -> None:
-        """How many of each are remembered. `admit_all`: every page is taken. `mine(page, hot)`:
-        whether it is this kvstore that should."""
+        """How many of each are remembered. `admit_all`: every page is taken whose group is known.
+        `mine(page, hot)`: whether it is this kvstore that should."""
         self._mine = mine
         self._hot_uses = hot_uses
         self.sightings = Sightings(sightings)
         self.sessions = SessionTable(sessions)
         self.page_tokens = _ASSUMED_PAGE_TOKENS
         self.page_bytes = 1 << 20
+        self.several_groups = False  # then a page is a token page only if a turn has had it
         self._admit_all = admit_all
 
     def admits(self, page: PageHash) -> bool:
@@ -37,7 +38,9 @@ class Judge:
         sighting = self.sightings.of(page)
         if not self._mine(page, sighting.uses >= self._hot_uses):
             return False
-        return self._admit_all or admitted(sighting, self.sessions.live(page))
+        if self._admit_all and (sighting.uses or not self.several_groups):
+            return True
+        return admitted(sighting, self.sessions.live(page))
 
     def worth(self, page: PageHash, *, copy: bool) -> float:
         """Of keeping the page in a tier; `copy`: another tier has it too."""

@@ -6,24 +6,20 @@ on the event loop. A disk that fails or is full costs copies, never the service.
 
 import asyncio
 import contextlib
-import errno
 import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
-import xxhash
-
-from baton.v1.kv_pb2 import CacheIdentity
 from baton_kvstore.directory import PageHash
+from baton_kvstore.disk_files import FULL, DiskFiles
 from baton_kvstore.disk_index import DiskIndex, DiskRecord
+from baton_kvstore.groups import in_group
 from baton_kvstore.judge import Judge
-from baton_kvstore.pool import Move, PagePool
+from baton_kvstore.pool import Move
+from baton_kvstore.tier import GroupTier
 from baton_telemetry import KvstoreMetrics
-from baton_transfer import PageArena, PageFile, PageFileError
 
 log = logging.getLogger("baton.kvstore")
 
@@ -39,103 +35,24 @@ _PIN_S = 60.0
 # How long a load waits for places; its reader's patience is longer.
 _PATIENCE_S = 3.0
 _LAST_SAVES_S = 5.0
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-@dataclass(slots=True)
-class DiskFiles:
-    """The two views of one page file, and its index. Every method blocks."""
-
-    index: DiskIndex
-    writer: PageFile
-    reader: PageFile
-    arena: PageArena
-    most_slots: int
-
-    @classmethod
-    def open(
-        cls, directory: Path, identity: CacheIdentity, arena: PageArena, size: int
-    ) -> "DiskFiles":
-        """Raises OSError, ForeignFileError and AgentError."""
-        directory.mkdir(parents=True, exist_ok=True)
-        path = directory / "pages.data"
-        writer = PageFile(path, arena.page_bytes)
-        reader = PageFile(path, arena.page_bytes, queue=writer.queue)
-        most_slots = size // arena.page_bytes
-        writer.truncate(most_slots)
-        index, ours = DiskIndex.open(directory / "pages.index", identity, writer.slots)
-        if not ours:
-            writer.truncate(0)
-        return cls(index, writer, reader, arena, most_slots)
-
-    def grow(self, slots: int) -> int:
-        """Room for up to so many pages, as far as the disk has it; how many there is room for.
-
-        OSError when there is none for a single one more.
-        """
-        have = self.writer.slots
-        more = min(slots, self.most_slots) - have
-        while more > 0:
-            try:
-                self.writer.reserve(have + more)
-                break
-            except OSError as error:
-                if error.errno not in _FULL or more == 1:
-                    raise
-                more //= 2
-        return min(self.writer.slots, self.most_slots)
-
-    def erase(self, slots: Sequence[int]) -> None:
-        """Their pages are not held any more. OSError."""
-        for slot in slots:
-            self.index.erase(slot)
-
-    def save(self, moves: Sequence[Move], records: Sequence[DiskRecord]) -> None:
-        """OSError: none of the pages is saved."""
-        self.erase([move.slot for move in moves])
-        pages = self.arena.pages
-        self.writer.write([move.slot for move in moves], [pages[move.place] for move in moves])
-        for record in records:
-            self.index.write(record)
-
-    def load(self, moves: Sequence[Move]) -> list[bool]:
-        """Which pages are whole and in their places; the others' places hold anything."""
-        there = self.reader.slots
-        if any(move.slot >= there for move in moves):
-            return [move.slot < there and self.load([move])[0] for move in moves]
-        try:
-            pages = self.reader.read([move.slot for move in moves])
-        except PageFileError as error:
-            log.warning("%s", error)
-            return [False] * len(moves)
-        whole = []
-        for move, page in zip(moves, pages, strict=True):
-            whole.append(xxhash.xxh3_64_intdigest(page.data) == move.checksum)
-            if whole[-1]:
-                self.arena.pages[move.place] = page
-        return whole
-
-    def close(self) -> None:
-        """Idempotent."""
-        self.writer.close()
-        self.reader.close()
-        self.index.close()
 
 
 class NvmeTier:
-    """Moves pages between the pool's tiers. Used on one event loop."""
+    """Moves pages of one cache group between its tiers. Used on one event loop."""
 
     def __init__(
         self,
         files: DiskFiles,
-        pool: PagePool,
+        dram: GroupTier,
         judge: Judge,
         metrics: KvstoreMetrics,
         changed: Callable[[], None],
     ) -> None:
         """`changed` is called when the pool has changes for the directory."""
+        self.label = NVME + dram.suffix  # in metrics
         self._files = files
-        self._pool = pool
+        self._pool = dram.pool
+        self._group = dram.group
         self._judge = judge
         self._metrics = metrics
         self._changed = changed
@@ -154,15 +71,37 @@ class NvmeTier:
         found = index.found
         for record in found:
             self._judge.sightings.recall(
-                record.page, record.tenant, record.index, record.length, record.uses
+                in_group(record.page, self._group),
+                record.tenant,
+                record.index,
+                record.length,
+                record.uses,
             )
         self._pool.found_on_disk((r.page, r.slot, r.checksum) for r in found)
-        self._metrics.dropped(NVME, "torn_record", index.torn)
-        log.info("NVMe tier: %d pages of an earlier life, %d torn", len(found), index.torn)
+        self._metrics.dropped(self.label, "torn_record", index.torn)
+        log.info(
+            "%s tier: up to %d pages by %s, %s; %d of an earlier life, %d torn",
+            self.label,
+            self._files.most_slots,
+            self._files.writer.queue.name.lower(),
+            "direct" if self._files.writer.direct else "through the page cache",
+            len(found),
+            index.torn,
+        )
 
     def wake(self) -> None:
         """There may be pages to save or slots to erase."""
         self._work.set()
+
+    def measure(self) -> None:
+        """Tells the metrics how full it is."""
+        disk = self._pool.disk
+        self._metrics.tier(
+            self.label,
+            pages=len(disk),
+            held_bytes=len(disk) * self._files.arena.page_bytes,
+            capacity_pages=disk.capacity,
+        )
 
     async def room(self) -> None:
         """Waits while most of DRAM waits for the disk: what came more would push it out unsaved."""
@@ -258,8 +197,8 @@ class NvmeTier:
         return None
 
     def _count(self, error: OSError) -> None:
-        log.warning("NVMe tier of %d slots: %s", self._pool.disk.capacity, error)
-        self._metrics.disk_refused("full" if error.errno in _FULL else "failed")
+        log.warning("%s tier of %d pages: %s", self.label, self._pool.disk.capacity, error)
+        self._metrics.disk_refused("full" if error.errno in FULL else "failed")
 
     async def _save(self, moves: Sequence[Move]) -> None:
         started, whole = time.monotonic(), False
@@ -272,16 +211,17 @@ class NvmeTier:
         finally:
             for move in moves:
                 self._pool.saved(move.page, whole=whole)
-        self._metrics.evicted(NVME, self._pool.evicted_from_disk - before)
+        self._metrics.evicted(self.label, self._pool.evicted_from_disk - before)
         self._metrics.offloaded(
-            NVME,
+            self.label,
             pages=len(moves),
             moved_bytes=len(moves) * self._files.arena.page_bytes,
             seconds=time.monotonic() - started,
         )
 
     def _record(self, move: Move) -> DiskRecord:
-        seen = self._judge.sightings.of(move.page)
+        # Of what is not a token page, what is known of the one that it stands after.
+        seen = self._judge.sightings.of(in_group(move.page, self._group))
         return DiskRecord(
             move.slot, move.page, move.checksum, seen.tenant, seen.index, seen.length, seen.uses
         )
@@ -326,8 +266,8 @@ class NvmeTier:
         finally:
             for move, good in zip(moves, whole, strict=True):
                 self._pool.loaded(move.page, whole=good)
-        self._metrics.restored(NVME, sum(whole))
-        self._metrics.dropped(NVME, "not_whole", len(whole) - sum(whole))
+        self._metrics.restored(self.label, sum(whole))
+        self._metrics.dropped(self.label, "not_whole", len(whole) - sum(whole))
         self._pin([m.page for m, good in zip(moves, whole, strict=True) if good], pins)
 
     def _pin(self, pages: Sequence[PageHash], pins: list[int]) -> None:

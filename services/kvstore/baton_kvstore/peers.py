@@ -8,18 +8,18 @@ from baton_transfer import KvPeerServicer, LeaseAnswer
 
 
 class TierServicer(KvPeerServicer):
-    """As every holder's, and waits for the disk; `disk` is set once there is one."""
+    """As every holder's, and waits for the disk; `disks`, of each cache group, come later."""
 
     def __init__(self, holder: TierHolder, me: pb.Peer) -> None:
         super().__init__(holder, me)
-        self.disk: NvmeTier | None = None
+        self.disks: list[NvmeTier] = []
 
     def answer(self, request: pb.LeaseRequest) -> LeaseAnswer:
         """As every holder's."""
-        wanted = request.acquire.page_hashes
-        if self.disk is None or not wanted or len(wanted) % HASH_BYTES:
+        wanted, group = request.acquire.page_hashes, request.acquire.group
+        if group >= len(self.disks) or not wanted or len(wanted) % HASH_BYTES:
             return self.answer_now(request)
-        return self._loaded(self.disk, request)
+        return self._loaded(self.disks[group], request)
 
     async def _loaded(self, disk: NvmeTier, request: pb.LeaseRequest) -> pb.LeaseResponse:
         unpin = await disk.load(split_hashes(request.acquire.page_hashes))

@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,10 @@ from baton.v1 import errors_pb2 as errors
 from baton.v1 import kv_pb2 as pb
 from baton_kvstore.config import KvstoreConfig
 from baton_kvstore.directory import HASH_BYTES, Directory, PageHash
-from baton_kvstore.groups import beside, unsupported
+from baton_kvstore.disk_files import open_files
+from baton_kvstore.groups import beside
 from baton_kvstore.judge import Judge
-from baton_kvstore.nvme import NVME, DiskFiles, NvmeTier
+from baton_kvstore.nvme import NvmeTier
 from baton_kvstore.offload import Offloader
 from baton_kvstore.peers import TierServicer
 from baton_kvstore.ring import HashRing
@@ -66,7 +68,7 @@ class Store:
         self._opening: asyncio.Task[None] | None = None
         self._offloaders: list[Offloader] = []  # one for each cache group
         self._puller: Puller | None = None
-        self._disk: NvmeTier | None = None
+        self._disks: list[NvmeTier] = []  # as the offloaders, when there is a disk
         self._sequence = 0
         self._ticking = asyncio.create_task(self._tick())
 
@@ -141,8 +143,7 @@ class Store:
             await offloader.close()
         if self._puller is not None:
             await self._puller.close()
-        if self._disk is not None:
-            await self._disk.close()
+        await asyncio.gather(*(disk.close() for disk in self._disks))
         if self.holder.tier is not None:
             self.holder.tier.close()
 
@@ -176,9 +177,6 @@ class Store:
 
     async def _open_tiers(self, identity: pb.CacheIdentity) -> None:
         capacity = self._config.capacity_mb << 20
-        refusal = unsupported(self._config, identity)
-        if refusal:
-            raise ValueError(refusal)
         saves = self._config.nvme_path is not None
         tier = await asyncio.to_thread(
             make_tier, self._me, identity, capacity, self.judge, saves=saves
@@ -192,8 +190,9 @@ class Store:
             return
         self.judge.page_tokens = identity.page_size
         self.judge.page_bytes = tier.groups[0].arena.page_bytes
+        self.judge.several_groups = len(tier.groups) > 1
         if self._config.nvme_path is not None:
-            self._disk = self.peers.disk = await self._open_disk(self._config.nvme_path, tier)
+            await self._open_disks(self._config.nvme_path, tier)
         in_flight = self._config.in_flight_mb << 20
         self._puller = tier.puller(self._me, in_flight)
         self._offloaders = [
@@ -203,7 +202,7 @@ class Store:
                 self._metrics,
                 in_flight_bytes=in_flight // len(tier.groups),
                 delay_s=self._config.offload_delay_s,
-                room=self._room,
+                room=partial(self._room, group.group),
                 changed=self._tier_changed,
             )
             for group in tier.groups
@@ -217,23 +216,19 @@ class Store:
         self._tell_siblings(identity, tier)
         self._catch_up()
 
-    async def _open_disk(self, path: Path, tier: Tier) -> NvmeTier:
-        tokens = tier.groups[0]
+    async def _open_disks(self, path: Path, tier: Tier) -> None:
+        arenas = [group.arena for group in tier.groups]
         try:
             files = await asyncio.to_thread(
-                DiskFiles.open, path, tier.identity, tokens.arena, self._config.nvme_mb << 20
+                open_files, path, tier.identity, arenas, self._config.nvme_mb
             )
         except BaseException:
             tier.close()
             raise
-        log.info(
-            "NVMe tier: up to %d pages in %s by %s, %s",
-            files.most_slots,
-            path,
-            files.writer.queue.name.lower(),
-            "direct" if files.writer.direct else "through the page cache",
-        )
-        return NvmeTier(files, tokens.pool, self.judge, self._metrics, self._tier_changed)
+        self._disks = self.peers.disks = [
+            NvmeTier(theirs, group, self.judge, self._metrics, self._tier_changed)
+            for theirs, group in zip(files, tier.groups, strict=True)
+        ]
 
     def _mine(self, page: PageHash, hot: bool) -> bool:
         return self._config.address in self._ring.owners(page, 2 if hot else 1)
@@ -245,15 +240,15 @@ class Store:
                 address,
                 self._me,
                 identity,
-                lambda: _rows(tier.groups[0].pool.held_pages()),
+                lambda: _rows(_held(tier)),
                 storage=True,
             )
             sibling.start()
             self._siblings.append(sibling)
 
-    async def _room(self) -> None:
-        if self._disk is not None:
-            await self._disk.room()
+    async def _room(self, group: int) -> None:
+        if self._disks:
+            await self._disks[group].room()
 
     def _catch_up(self) -> None:
         """What was published before the tier was there."""
@@ -267,8 +262,8 @@ class Store:
         tier = self.holder.tier
         if tier is None:
             return
-        if self._disk is not None:
-            self._disk.wake()
+        for disk in self._disks:
+            disk.wake()
         changes = [group.pool.take_changes() for group in tier.groups]
         added = [page for came, _ in changes for page in came]
         removed = [page for _, went in changes for page in went]
@@ -291,14 +286,8 @@ class Store:
                 held_bytes=group.pool.in_dram * group.arena.page_bytes,
                 capacity_pages=group.pool.num_pages,
             )
-        if self._disk is not None:
-            pool, page_bytes = tier.groups[0].pool, tier.groups[0].arena.page_bytes
-            self._metrics.tier(
-                NVME,
-                pages=len(pool.disk),
-                held_bytes=len(pool.disk) * page_bytes,
-                capacity_pages=pool.disk.capacity,
-            )
+        for disk in self._disks:
+            disk.measure()
 
     async def _tick(self) -> None:
         while True:

@@ -30,10 +30,15 @@ class GroupTier:
     """DRAM of one cache group."""
 
     group: int
-    label: str  # in metrics: dram, or dram_ and the group's name for those beside the token pages
+    suffix: str  # of its tiers' names in metrics: _ and the group's name, none for token pages
     arena: PageArena
     pool: PagePool
     judge: PageJudge
+
+    @property
+    def label(self) -> str:
+        """In metrics."""
+        return TIER + self.suffix
 
 
 @dataclass(slots=True)
@@ -80,9 +85,9 @@ def make_tier(
     for index, (group, count) in enumerate(zip(identity.groups, counts, strict=True)):
         arena = PageArena.allocate(page_bytes=group.page_bytes, num_pages=count)
         views = StateJudge(judge, index, group.page_bytes) if index else judge
-        label = f"{TIER}_{group.name}" if index else TIER
+        suffix = f"_{group.name}" if index else ""
         # Leases of an earlier life are fenced by the epoch; ids need not differ.
-        groups.append(GroupTier(index, label, arena, PagePool(count, views, saves=saves), views))
+        groups.append(GroupTier(index, suffix, arena, PagePool(count, views, saves=saves), views))
     arenas = [group.arena for group in groups]
     exporter = Exporter(me.name, me.epoch, arenas)
     reader = CacheReader(f"{me.name}-{me.epoch:x}-offload", identity.groups, arenas)

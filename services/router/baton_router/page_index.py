@@ -9,6 +9,7 @@ chain costs one lookup and one AND a page whatever the number of holders.
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from baton.v1 import kv_pb2 as kv
 
@@ -36,6 +37,11 @@ class Held:
     holder: Holder
     pages: int
     only: bytes = b""  # not empty: those whose bit is set; kvstores have the rest between them
+
+    def has(self, index: int) -> bool:
+        """Whether it has this page of the chain."""
+        bit = not self.only or self.only[index // 8] >> index % 8 & 1
+        return index < self.pages and bool(bit)
 
 
 def split_hashes(hashes: bytes) -> Iterator[bytes]:
@@ -145,20 +151,22 @@ class PageIndex:
         """Of what is held, as much as a state is held of too, best first.
 
         `states`: for each page that may be reused, what the state after it goes by; there are
-        snapshots after every `stride` pages.
+        snapshots after every `stride` pages. Of kvstores with a prefix between them, the one with
+        the page before a state has the state.
         """
-        reached = []
-        for held in found:
-            pages = min(held.pages, len(states)) // stride * stride
-            while pages and not self._has(held.holder, states[pages - 1]):
+        reached: list[Held] = []
+        for _, group in groupby(found, key=lambda held: "" if held.only else held.holder.name):
+            parts = list(group)
+            pages = min(parts[0].pages, len(states)) // stride * stride
+            while pages and not any(self._has_after(h, pages - 1, states) for h in parts):
                 pages -= stride
             if pages:
-                reached.append(Held(held.holder, pages, held.only))
+                reached.extend(Held(held.holder, pages, held.only) for held in parts)
         return sorted(reached, key=lambda held: -held.pages)
 
-    def _has(self, holder: Holder, page: bytes) -> bool:
-        mask = self._masks.get(page, 0) | self._hints.get(page, 0)
-        return bool(mask & self._bits.get(holder.name, 0))
+    def _has_after(self, held: Held, index: int, states: Sequence[bytes]) -> bool:
+        mask = self._masks.get(states[index], 0) | self._hints.get(states[index], 0)
+        return held.has(index) and bool(mask & self._bits.get(held.holder.name, 0))
 
     def _with_shards(self, found: list[Held], chain: bytes, shards: list[int]) -> list[Held]:
         """Several kvstores have what they have between them: each is a source of its part."""

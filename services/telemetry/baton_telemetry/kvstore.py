@@ -4,7 +4,7 @@ from baton_telemetry.registry import STEP_BUCKETS, RoleMetrics
 
 
 class KvstoreMetrics(RoleMetrics):
-    """Tiers are dram and nvme."""
+    """Tiers are dram and nvme; of groups beside the token pages, with _ and the group's name."""
 
     def __init__(self) -> None:
         super().__init__()

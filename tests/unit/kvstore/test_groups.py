@@ -1,15 +1,14 @@
 """Cache groups beside the token pages: identities, what is made of them, leases that do not mix."""
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import baton_scheduler
 from baton.v1.kv_pb2 import CacheGroupIdentity, CacheIdentity, Peer
-from baton_kvstore.config import KvstoreConfig
-from baton_kvstore.groups import StateJudge, beside, in_group, shares, unsupported
+from baton_kvstore.groups import StateJudge, beside, in_group, shares
 from baton_kvstore.judge import Judge
+from baton_kvstore.ring import HashRing
 from baton_kvstore.tier import TierHolder, make_tier
 from baton_telemetry import KvstoreMetrics
 
@@ -85,17 +84,41 @@ def test_leases_of_two_groups_do_not_mix() -> None:
         tier.close()
 
 
-@pytest.mark.parametrize(
-    "setting",
-    [
-        {"nvme_path": "/nowhere"},
-        {"admission": "all"},
-        {"replicas": ("127.0.0.1:7300", "127.0.0.1:7301")},
-    ],
+@given(st.sets(st.sampled_from(PAGES)), st.booleans())
+def test_all_takes_what_a_turn_has_had_of_several_groups(had: set[bytes], several: bool) -> None:
+    """An identity says nothing of its group, so that without a turn a state looks as tokens do."""
+    judge = Judge(sightings=100, sessions=10, admit_all=True)
+    judge.several_groups = several
+    states = StateJudge(judge, 1, 1 << 20)
+    judge.turn(b"", b"t" * 16, list(had), 0.0, 0.0)
+    marks = beside(PAGES, 1)
+    assert [judge.admits(page) for page in PAGES] == [page in had or not several for page in PAGES]
+    if several:
+        assert [states.admits(mark) for mark in marks] == [page in had for page in PAGES]
+        assert not any(judge.admits(mark) for mark in marks)
+        assert not any(states.admits(page) for page in PAGES)
+
+
+MEMBERS = [f"kvstore-{i}:7300" for i in range(3)]
+
+
+@given(
+    st.lists(st.binary(min_size=16, max_size=16), unique=True, min_size=1, max_size=20),
+    st.integers(1, 3),
 )
-def test_what_only_token_pages_can_is_refused_by_name(setting: dict[str, object]) -> None:
-    config = KvstoreConfig.model_validate(setting)
-    assert next(iter(setting)) in unsupported(config, TWO)
-    one = CacheIdentity(page_size=16, groups=TWO.groups[:1])
-    assert unsupported(config, one) == unsupported(KvstoreConfig(), TWO) == ""
-    assert unsupported(KvstoreConfig.model_validate({**setting, "capacity_mb": 0}), TWO) == ""
+def test_a_state_is_kept_where_its_token_page_is(pages: list[bytes], turns: int) -> None:
+    """So that whoever loses the one loses nothing else with the other; hot ones alike."""
+    ring = HashRing(MEMBERS)
+    tokens, states = [], []
+    for member in MEMBERS:
+
+        def mine(page: bytes, hot: bool, member: str = member) -> bool:
+            return member in ring.owners(page, 2 if hot else 1)
+
+        judge = Judge(sightings=100, sessions=10, mine=mine, hot_uses=3)
+        for _ in range(turns):
+            judge.turn(b"s" * 16, b"", pages, 0.0, 10.0)
+        tokens.append([judge.admits(page) for page in pages])
+        states.append([StateJudge(judge, 1, 1).admits(page) for page in beside(pages, 1)])
+    assert states == tokens
+    assert np.sum(states, axis=0).tolist() == [1 if turns < 3 else 2] * len(pages)

@@ -145,3 +145,30 @@ def test_a_prefix_is_of_use_as_far_as_there_is_a_state(
     usable = index.usable(index.held(b"".join(PAGES)), states[:reusable], stride)
     assert {held.holder.name: held.pages for held in usable} == expected
     assert [held.pages for held in usable] == sorted(expected.values(), reverse=True)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.sets(st.sampled_from(["kv0", "kv1"])), max_size=8),
+    st.lists(st.sets(st.sampled_from(["kv0", "kv1"])), min_size=8, max_size=8),
+    st.integers(1, 3),
+    st.integers(0, 8),
+)
+def test_kvstores_have_a_state_where_one_has_it_and_the_page_before_it(
+    having: list[set[str]], after: list[set[str]], stride: int, reusable: int
+) -> None:
+    index = PageIndex()
+    pages = [bytes([i]) * 16 for i in range(8)]
+    states = [bytes([100 + i]) * 16 for i in range(8)]
+    for name in ("kv0", "kv1"):
+        index.add(holder(name, storage=True), [pages[i] for i, n in enumerate(having) if name in n])
+        index.add(holder(name, storage=True), [states[i] for i, n in enumerate(after) if name in n])
+    found = index.held(b"".join(pages))
+    usable = index.usable(found, states[:reusable], stride)
+    parts = [held for held in usable if held.only]
+    striped = [held for held in found if held.only]
+    together = max((held.pages for held in striped), default=0)
+    boundaries = range(stride, min(together, reusable) + 1, stride)
+    best = max((b for b in boundaries if having[b - 1] & after[b - 1]), default=0)
+    assert {held.pages for held in parts} == ({best} if best else set())
+    assert len(parts) == (len(striped) if best else 0)
