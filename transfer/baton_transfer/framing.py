@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from typing import cast
 
 # A pull is cut by its credit: even pages of 2 KiB stay far below.
-_LONGEST = 64 << 20
+LONGEST = 64 << 20
 
 # A host that vanished is noticed in about five seconds, and so is a cut cable: the kernel would
 # try again for a quarter of an hour.
@@ -24,7 +24,9 @@ class FramedProtocol(asyncio.Protocol, ABC):
     """One end of a connection: `send` and `received`. Without streams and tasks, which cost more
     than what they carry here: a round trip is a few microseconds and two wake-ups."""
 
-    def __init__(self) -> None:
+    def __init__(self, longest: int = LONGEST) -> None:
+        """A message of more than `longest` bytes ends the connection before it is gathered."""
+        self.longest = longest
         self._transport: asyncio.Transport | None = None
         self._rest = b""  # the beginning of a message that has not come whole
 
@@ -40,7 +42,7 @@ class FramedProtocol(asyncio.Protocol, ABC):
         start = 0
         while len(data) - start >= 4:
             end = start + 4 + int.from_bytes(data[start : start + 4], "little")
-            if end - start > _LONGEST:
+            if end - start - 4 > self.longest:
                 self.abort()
                 return
             if end > len(data):

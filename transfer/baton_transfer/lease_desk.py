@@ -11,9 +11,12 @@ from typing import TypeAlias
 
 from baton.v1 import kv_pb2 as pb
 from baton_rpc import Refusal
-from baton_transfer.framing import FramedProtocol
+from baton_transfer.framing import LONGEST, FramedProtocol
 
 log = logging.getLogger("baton.transfer")
+
+# Whoever connects shows the ticket at once.
+_TICKET_S = 5.0
 
 # What needs no waiting is answered where it is heard: a task costs as much as the answer.
 LeaseAnswer: TypeAlias = pb.LeaseResponse | Awaitable[pb.LeaseResponse]
@@ -57,7 +60,7 @@ class _Connection(FramedProtocol):
     """One reader's. Answers in the order of the requests."""
 
     def __init__(self, desk: LeaseDesk, all_of_them: "set[_Connection]") -> None:
-        super().__init__()
+        super().__init__(longest=len(desk.ticket))
         self._desk = desk
         self._all = all_of_them
         self._known = False  # whether it has shown the ticket
@@ -67,6 +70,7 @@ class _Connection(FramedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self._all.add(self)
+        asyncio.get_running_loop().call_later(_TICKET_S, self._end_unless_known)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._all.discard(self)
@@ -85,12 +89,17 @@ class _Connection(FramedProtocol):
     def received(self, message: bytes) -> None:
         if not self._known:
             self._known = hmac.compare_digest(message, self._desk.ticket)
+            self.longest = LONGEST
             if not self._known:
                 self.abort()
         elif self._slow is not None:
             self._behind.append(message)
         else:
             self._hear(message)
+
+    def _end_unless_known(self) -> None:
+        if not self._known:
+            self.abort()
 
     def _hear(self, message: bytes) -> None:
         try:
