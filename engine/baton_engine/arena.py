@@ -115,7 +115,7 @@ class PageChecksums:
         """
         return self._groups[group].of(pages, wait_s)
 
-    def list(
+    def tell(
         self,
         identities: NDArray[np.uint8],
         pages: NDArray[np.int32],

@@ -52,4 +52,4 @@ def list_sealed(core: EngineCore, leased: list[SealedPages]) -> None:
         verdicts = [core.scheduler.release(sealed.lease, now) for sealed in leased]
     for sealed, checksums, verdict in zip(leased, sums, verdicts, strict=True):
         if verdict is Verdict.VALID:
-            core.checksums.list(sealed.identities, sealed.pages, checksums, sealed.group)
+            core.checksums.tell(sealed.identities, sealed.pages, checksums, sealed.group)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,8 @@ from baton_engine import (
     Source,
     StopParams,
 )
+from baton_engine.holder import EngineHolder
+from baton_transfer import LeaseGrant
 
 from .engine_worker import Attempt, EngineWorker, prompts, running
 from .oracle import Reference
@@ -58,6 +61,39 @@ async def test_the_decode_worker_never_runs_the_prompt(
         assert decode.pool.fetched_tokens == sum(map(len, asked))
         assert decode.pool.failed_fetches == 0
         assert prefill.pool.computed_tokens == sum(map(len, asked))
+        await prefill.settled()
+        await decode.settled()
+
+
+@pytest.mark.parametrize("checksums", [True, False])
+async def test_what_a_step_has_sealed_is_read_without_a_lease_if_it_can_be_proved(
+    checksums: bool,
+    deepseek_checkpoint: Path,
+    reference: Reference,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    leases: list[str] = []
+    grant = EngineHolder.grant
+
+    def counted(self: EngineHolder, reader: str, *asked: Any) -> LeaseGrant:
+        leases.append(reader)
+        return grant(self, reader, *asked)
+
+    monkeypatch.setattr(EngineHolder, "grant", counted)
+    asked = prompts(reference.vocab_size, [40, 100, 41], seed=13)
+    async with (
+        running(deepseek_checkpoint, "prefill", checksums=checksums) as prefill,
+        running(deepseek_checkpoint, "decode", checksums=checksums) as decode,
+    ):
+        for i, prompt in enumerate(asked):
+            if i == 1:
+                leases.clear()  # before they knew each other
+            _, awaiting = hand_over(prefill, decode, f"h{i}", prompt)
+            end = await awaiting.ended()
+            assert isinstance(end, Done) and end.cost.computed_tokens == 0
+            assert end.cost.pages_moved == -(-len(prompt) // 16)
+            assert awaiting.tokens == reference.greedy(prompt, NEW)
+        assert (leases == []) is checksums
         await prefill.settled()
         await decode.settled()
 
