@@ -81,6 +81,9 @@ class EngineConfig(BaseModel):
     transport: Transport = Transport.LOCAL
     # xxh3-64 of every sealed page, sent with leases. None: on for cpu, off for cuda.
     checksums: bool | None = None
+    # Whether readers on the same host find sealed pages in a table, and read a few without asking.
+    # None: where there are checksums, without which nothing so read could be trusted.
+    list_sealed_pages: bool | None = None
     # For tests of faults: overwrites every page that becomes free. Never on by itself.
     debug_poison_free_pages: bool = False
 
@@ -116,6 +119,12 @@ class EngineConfig(BaseModel):
                 f"debug_poison_free_pages works on the cpu with tp 1 only (device is "
                 f"{self.device}, tp is {self.tp}); leave it out"
             )
+        if self.list_sealed_pages and not self.keeps_checksums:
+            raise ValueError(
+                f"list_sealed_pages is true, but this worker keeps no checksums (checksums is "
+                f"{self.checksums}, device is {self.device}), which prove what is read without a "
+                f"lease; set checksums to true or leave list_sealed_pages out"
+            )
         if self.snapshot_every is not None and self.snapshot_every % self.page_size:
             raise ValueError(
                 f"snapshot_every is {self.snapshot_every}; it must be a multiple of page_size "
@@ -140,3 +149,8 @@ class EngineConfig(BaseModel):
     def keeps_checksums(self) -> bool:
         """Whether sealed pages carry checksums (the default follows the device)."""
         return self.device == "cpu" if self.checksums is None else self.checksums
+
+    @property
+    def lists_sealed_pages(self) -> bool:
+        """Whether readers on the same host are told where sealed pages are."""
+        return self.keeps_checksums if self.list_sealed_pages is None else self.list_sealed_pages

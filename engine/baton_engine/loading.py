@@ -138,7 +138,7 @@ def _with_transfer(
     others: Sequence[ExportedRank] = (),
 ) -> Ranks:
     """others: the memory of the followers."""
-    lists = config.keeps_checksums
+    lists = config.lists_sealed_pages
     transfer = RankTransfer(name, epoch, local.arena, 0, config.tp, lists=lists)
     return Ranks(
         local=local,

@@ -30,7 +30,7 @@ class SealedPages:
 
 def lease_sealed(core: EngineCore, completion: Completion) -> list[SealedPages]:
     """Keep what was sealed where it is. Lock held."""
-    if core.checksums is None:
+    if core.checksums is None or not len(completion.sealed_pages):
         return []
     leased = []
     for group in np.unique(completion.sealed_groups).tolist():

@@ -39,7 +39,7 @@ def requests(reference: Reference) -> list[Known]:
     return known(reference, 10, TOKENS)
 
 
-def poisoned(transport: str, states: dict[str, int]) -> Shape:
+def poisoned(transport: str, lists: bool, states: dict[str, int]) -> Shape:
     """Two workers of each role; small pools, short leases, free pages poisoned."""
     return Shape(
         prefill=2,
@@ -54,6 +54,7 @@ def poisoned(transport: str, states: dict[str, int]) -> Shape:
             "await_ms": 4_000,
             "lease_ttl_ms": 1_500,
             "transport": transport,
+            "list_sealed_pages": lists,
             **states,
         },
         kvstore={"transport": transport},
@@ -67,8 +68,10 @@ def shared_cluster(
     variant: str,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Cluster]:
-    """A poisoned cluster, of the transport that the module's TRANSPORT names."""
-    shape = poisoned(request.module.TRANSPORT, STATES.get(variant, {}))
+    """A poisoned cluster, of the transport that the module's TRANSPORT names; LISTS says whether
+    pages are read without leases, too."""
+    module = request.module
+    shape = poisoned(module.TRANSPORT, module.LISTS, STATES.get(variant, {}))
     cluster = Cluster(checkpoint, tmp_path_factory.mktemp("chaos"), shape)
     try:
         cluster.start()

@@ -16,6 +16,7 @@ from integration.cluster import Cluster
 from .traffic import Known, Traffic, recovered
 
 TRANSPORT = "local"
+LISTS = True
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(400)]
 
 

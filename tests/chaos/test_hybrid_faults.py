@@ -21,5 +21,6 @@ __all__ = [
 ]
 
 TRANSPORT = "local"
+LISTS = True
 VARIANT = "qwen3_next"
 pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(400)]

@@ -15,6 +15,7 @@ from integration.cluster import Cluster
 from .traffic import Known, Traffic, recovered
 
 TRANSPORT = "tcp"
+LISTS = False
 pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(400)]
 
 

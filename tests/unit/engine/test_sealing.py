@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from baton_engine import EngineConfig
 from baton_engine.arena import PageChecksums
 from baton_engine.sealing import lease_sealed, list_sealed
 from baton_scheduler import Verdict
@@ -64,7 +65,9 @@ class World:
 
     def seal(self, pages: list[int]) -> None:
         completion: Any = SimpleNamespace(
-            sealed_groups=np.zeros(len(pages), np.int32), sealed_hashes=self.identities[pages]
+            sealed_groups=np.zeros(len(pages), np.int32),
+            sealed_hashes=self.identities[pages],
+            sealed_pages=np.array(pages, np.int32),
         )
         with self.core.lock:
             leased = lease_sealed(self.core, completion)
@@ -111,3 +114,12 @@ def test_without_checksums_nothing_is_leased_for_nothing(sealed: list[int]) -> N
     world.core.checksums = None
     world.seal(sealed)
     assert world.listed() == []
+
+
+def test_pages_are_listed_where_they_can_be_proved_and_nowhere_else() -> None:
+    assert EngineConfig(model_path="m").lists_sealed_pages
+    assert not EngineConfig(model_path="m", list_sealed_pages=False).lists_sealed_pages
+    for unproved in ({"checksums": False}, {"device": "cuda"}):
+        assert not EngineConfig(model_path="m", **unproved).lists_sealed_pages
+        with pytest.raises(ValueError, match="list_sealed_pages is true, but"):
+            EngineConfig(model_path="m", list_sealed_pages=True, **unproved)
