@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from baton.v1.kv_pb2 import Peer
 from baton_engine import Await, Done, FailReason, FinishReason, HandOver, Source
+from baton_scheduler import in_group, page_hashes
 from baton_transfer import Pulled, PullFailure
 
-from .engine_worker import Attempt, EngineWorker, prompts, running
+from .engine_worker import CACHE_KEY, Attempt, EngineWorker, prompts, running
 from .oracle import Reference
 
 NEW = 6
@@ -226,12 +229,25 @@ async def test_a_state_that_does_not_come_is_computed_from_the_tokens(
         await settled(prefill, decode)
 
 
+@contextmanager
+def read_elsewhere(worker: EngineWorker, context: list[int]) -> Iterator[None]:
+    """Somebody has a lease on what a worker has of this: it stays, whatever others need."""
+    chain = page_hashes(np.array(context[:-1], np.int32), PAGE, CACHE_KEY)
+    holder = worker.engine.holder
+    leases = [
+        holder.grant("elsewhere", hashes, 60_000, group)
+        for group, hashes in enumerate([chain, in_group(chain[-1:], 1)])
+    ]
+    assert [len(lease.pages) for lease in leases] == [len(chain), 1]
+    yield
+    holder.release([lease.lease for lease in leases])
+
+
 async def test_a_storm_of_hand_overs_in_scarce_pools(
     checkpoint: Path, reference: Reference
 ) -> None:
-    """Requests over one trunk, handed over, restored, cancelled at any moment, with fewer states
-    than requests: who finishes has the right tokens, and every page comes back."""
-    rng = random.Random(17)
+    """Sessions over one trunk, turns handed over, restored, cancelled at any moment, with fewer
+    states than requests: who finishes has the right tokens, and every page comes back."""
     trunk = prompts(reference.vocab_size, [150], seed=17)[0]
     scarce = {"num_pages": 40, "max_context": 320, "state_pages": 9, "snapshot_every": 16}
     limits = {"max_running": 4, "max_chunk_tokens": 48, "debug_poison_free_pages": True, **scarce}
@@ -241,30 +257,50 @@ async def test_a_storm_of_hand_overs_in_scarce_pools(
         running(checkpoint, "decode", **limits) as decode,
     ):
 
-        async def one(name: str) -> None:
-            prompt = trunk[: rng.randrange(1, 150)] + [rng.randrange(2000)] * rng.randrange(0, 30)
-            new = rng.choice([1, 3, 12, 20])
-            sources = (Source(decode.peer, len(prompt) // PAGE),) if rng.random() < 0.5 else ()
-            if rng.random() < 0.7:
+        async def session(name: str) -> None:
+            draw = random.Random(name)  # its own: who wakes first changes nothing of what is drawn
+            context = trunk[: draw.randrange(1, 150)]
+            for turn in range(2):
+                context = context + [draw.randrange(2000)] * draw.randrange(0, 30)
+                context = context + await one(f"{name}.{turn}", context, draw)
+
+        async def one(name: str, prompt: list[int], draw: random.Random) -> list[int]:
+            new = draw.choice([1, 3, 20, 40])
+            sources = (Source(decode.peer, len(prompt) // PAGE),) if draw.random() < 0.5 else ()
+            if draw.random() < 0.7:
                 _, attempt = hand_over(prefill, decode, name, prompt, new, sources)
             else:
                 source = Source(prefill.peer, (len(prompt) - 1) // PAGE)
                 attempt = decode.submit(name, prompt, new, sources=(source,))
-            if rng.random() < 0.3:
-                await asyncio.sleep(rng.random() * 0.1)
-                for worker in rng.sample([prefill, decode], 2):
+            if draw.random() < 0.3:
+                await asyncio.sleep(draw.random() * 0.1)
+                for worker in draw.sample([prefill, decode], 2):
                     worker.engine.cancel(name, 1)
             end = await attempt.ended(60)
             if isinstance(end, Done):
                 finished.append((prompt, attempt.tokens))
             else:
                 assert end.reason is FailReason.CANCELLED, end
+            return attempt.tokens
 
-        async with asyncio.TaskGroup() as group:
-            for i in range(50):
-                group.create_task(one(f"s{i}"))
-                await asyncio.sleep(rng.random() * 0.01)
+        # A session whose next turn the storm begins with. What it generated only the decode worker
+        # has, and cannot lose: the prefill worker must get it back.
+        _, attempt = hand_over(prefill, decode, "kept.0", trunk, 40)
+        await attempt.ended()
+        kept = trunk + attempt.tokens
+        with read_elsewhere(decode, kept):
+            sources = (Source(decode.peer, len(kept) // PAGE),)
+            returned, attempt = hand_over(prefill, decode, "kept.1", kept, NEW, sources)
+            rng = random.Random(17)
+            async with asyncio.TaskGroup() as group:
+                for i in range(25):
+                    group.create_task(session(f"s{i}"))
+                    await asyncio.sleep(rng.random() * 0.02)
+            assert isinstance(await attempt.ended(60), Done)
+            finished.append((kept, attempt.tokens))
         await settled(prefill, decode)
+        (end,) = returned.of(Done)
+        assert end.cost.fetched_tokens == len(kept) // PAGE * PAGE - len(trunk) // PAGE * PAGE
         assert decode.pool.pages_moved > 0 and prefill.pool.pages_moved > 0
     assert len(finished) > 25
     for prompt, tokens in finished:
