@@ -75,7 +75,8 @@ class DirectServicer:
             raise unsupported("kv_bootstrap_info", "is missing; a prefill worker needs a reader")
         answer = Answer(request, start)
         with self._rooms.open(request.kv_bootstrap_info.bootstrap_room, start.request_id) as room:
-            await context.write(answer.chunk())  # a prefill that is silent for 3 s is given up
+            # A prefill that is silent for 3 s is given up.
+            await context.write(answer.sign_of_life())
             start.prefill_for.reader = await room.reader()
             with self._session() as session:
                 left = refused(
