@@ -14,7 +14,7 @@ from baton_kernels import operators
 from baton_kernels.paging import PagedRows
 from baton_kernels.portable.attention import attention_weights, working_dtype
 from baton_kernels.portable.dense import silu_mul
-from baton_kernels.reference.moe import clamped_glu
+from baton_kernels.portable.moe import clamped_glu
 from baton_kernels.registry import Band
 from baton_kernels.stored import halves, latent_and_key, unpack
 
