@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -27,10 +29,8 @@ def route_sigmoid(
     eligible = scores + bias
     if groups > 1:
         grouped = eligible.view(-1, groups, eligible.shape[1] // groups)
-        best = grouped.topk(2, dim=-1).values.sum(-1).topk(top_groups, dim=-1).indices
-        kept = torch.zeros(grouped.shape[:2], dtype=torch.bool, device=logits.device)
-        kept.scatter_(1, best, True)
-        eligible = grouped.masked_fill(~kept[..., None], float("-inf")).flatten(1)
+        best = grouped.topk(2, dim=-1).values.sum(-1)
+        eligible = _within_best(grouped, best, top_groups, float("-inf"))
     experts = eligible.topk(top_k, dim=-1).indices
     weights = scores.gather(1, experts)
     if normalise:
@@ -55,14 +55,18 @@ def route_softmax(
     scores = logits.softmax(-1)
     if groups > 1:
         grouped = scores.view(-1, groups, scores.shape[1] // groups)
-        best = grouped.amax(-1).topk(top_groups, dim=-1).indices
-        kept = torch.zeros(grouped.shape[:2], dtype=torch.bool, device=logits.device)
-        kept.scatter_(1, best, True)
-        scores = grouped.masked_fill(~kept[..., None], 0.0).flatten(1)
+        scores = _within_best(grouped, grouped.amax(-1), top_groups, 0.0)
     weights, experts = scores.topk(top_k, dim=-1)
     if normalise:
         weights = weights / weights.sum(-1, keepdim=True)
     return weights * scale, experts
+
+
+def _within_best(grouped: Tensor, of_groups: Tensor, top_groups: int, otherwise: float) -> Tensor:
+    """grouped [T, groups, n] -> [T, groups n], ``otherwise`` outside the groups that score best."""
+    best = of_groups.topk(top_groups, dim=-1).indices
+    kept = torch.zeros_like(of_groups, dtype=torch.bool).scatter_(1, best, True)
+    return grouped.masked_fill(~kept[..., None], otherwise).flatten(1)
 
 
 def moe_experts(
@@ -80,12 +84,26 @@ def moe_experts(
     model: choices outside add nothing, so that the sum over the shards is the whole layer. The
     experts of a token are summed in float32.
     """
+
+    def compute(inputs: Tensor, expert: int) -> Tensor:
+        return silu_mul(inputs @ gate_up[expert].t()) @ down[expert].t()
+
+    return _weighted_sum(x, weights, experts - first_expert, len(gate_up), compute)
+
+
+def _weighted_sum(
+    x: Tensor,
+    weights: Tensor,
+    chosen: Tensor,
+    local: int,
+    compute: Callable[[Tensor, int], Tensor],
+) -> Tensor:
+    """``compute(rows, expert)`` for each of the ``local`` experts here, weighted, per token."""
     out = torch.zeros_like(x, dtype=torch.float32)
-    for expert in range(len(gate_up)):
-        tokens, choice = (experts == first_expert + expert).nonzero(as_tuple=True)
+    for expert in range(local):
+        tokens, choice = (chosen == expert).nonzero(as_tuple=True)
         if len(tokens):
-            inner = silu_mul(x[tokens] @ gate_up[expert].t())
-            outer = (inner @ down[expert].t()) * weights[tokens, choice, None]
+            outer = compute(x[tokens], expert) * weights[tokens, choice, None]
             out.index_add_(0, tokens, outer)
     return out.to(x.dtype)
 
@@ -116,11 +134,9 @@ def moe_experts_clamped(
 
     gate_up_bias [E, 2 I], down_bias [E, hidden]; the rest as in moe_experts.
     """
-    out = torch.zeros_like(x, dtype=torch.float32)
-    for expert in range(len(gate_up)):
-        tokens, choice = (experts == first_expert + expert).nonzero(as_tuple=True)
-        if len(tokens):
-            inner = x[tokens] @ gate_up[expert].t() + gate_up_bias[expert]
-            outer = clamped_glu(inner, alpha, limit) @ down[expert].t() + down_bias[expert]
-            out.index_add_(0, tokens, outer * weights[tokens, choice, None])
-    return out.to(x.dtype)
+
+    def compute(inputs: Tensor, expert: int) -> Tensor:
+        inner = inputs @ gate_up[expert].t() + gate_up_bias[expert]
+        return clamped_glu(inner, alpha, limit) @ down[expert].t() + down_bias[expert]
+
+    return _weighted_sum(x, weights, experts - first_expert, len(gate_up), compute)
