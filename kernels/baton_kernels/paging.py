@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -46,6 +47,13 @@ class PagedRows:
     def page_counts(self) -> list[int]:
         """Pages in use per row."""
         return [-(-context // self.page_size) for context in self.contexts]
+
+    @cached_property
+    def spans(self) -> list[tuple[int, int]]:
+        """Where each row's tokens begin and end in a copy of `flat_pages`, counted in tokens."""
+        sizes = [pages * self.page_size for pages in self.page_counts]
+        firsts = [end - size for end, size in zip(accumulate(sizes), sizes, strict=True)]
+        return [(first, first + n) for first, n in zip(firsts, self.contexts, strict=True)]
 
     def row_pages(self, row: int) -> Tensor:
         """The used pages of a row, int32 [n]."""

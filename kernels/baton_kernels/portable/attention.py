@@ -1,9 +1,13 @@
-"""What attention in plain torch shares: the softmax and the causal product in blocks."""
+"""What attention in plain torch shares: gathering, softmax, the causal product in blocks."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+from baton_kernels.stored import unpack
 
 # Scores of one block of queries stay within a few megabytes, whatever the context.
 _SCORE_ELEMENTS = 1 << 20
@@ -16,6 +20,11 @@ def working_dtype(queries: Tensor) -> torch.dtype:
     this is the fallback of kernels that accumulate in float32.
     """
     return torch.float32 if queries.device.type == "cpu" else queries.dtype
+
+
+def gathered(cache: Tensor, pages: Tensor, parts: Sequence[int], queries: Tensor) -> Tensor:
+    """The entries of whole pages in the type attention is computed in, one page after another."""
+    return unpack(cache.index_select(0, pages), parts, working_dtype(queries)).flatten(0, 1)
 
 
 def attention_weights(scores: Tensor, sinks: Tensor | None = None) -> Tensor:

@@ -7,14 +7,20 @@ from torch import Tensor
 
 from baton_kernels import operators
 from baton_kernels.paging import PagedRows
-from baton_kernels.portable.attention import attention_weights, causal, working_dtype
+from baton_kernels.portable.attention import attention_weights, causal, gathered, working_dtype
 from baton_kernels.registry import Band
-from baton_kernels.stored import halves, unpack
+from baton_kernels.stored import halves
 
 
-def gathered(cache: Tensor, pages: Tensor, queries: Tensor) -> Tensor:
-    """Copies of whole pages, of the type attention is computed in."""
-    return unpack(cache.index_select(0, pages), halves(cache), working_dtype(queries))
+def by_kv_head(
+    queries: Tensor, sinks: Tensor | None, kv_heads: int, scale: float
+) -> tuple[Tensor, Tensor | None]:
+    """Queries of one token a row [B, kv_heads, g, D], scaled, and sinks [kv_heads, g, 1]."""
+    batch, heads, size = queries.shape
+    groups = heads // kv_heads
+    scaled = queries.to(working_dtype(queries)) * scale
+    rest = None if sinks is None else sinks.view(kv_heads, groups, 1)
+    return scaled.view(batch, kv_heads, groups, size), rest
 
 
 @operators.gqa_decode.register("gathered", band=Band.PORTABLE, reads_host=True)
@@ -27,19 +33,15 @@ def gqa_decode(
     window: int = 0,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    batch, heads, size = queries.shape
-    grouped = queries.to(working_dtype(queries)) * scale
-    grouped = grouped.view(batch, kv_heads, heads // kv_heads, size)
+    grouped, rest = by_kv_head(queries, sinks, kv_heads, scale)
     out = torch.zeros_like(grouped)
-    entries = gathered(cache, rows.flat_pages, queries).view(-1, 2, kv_heads, size)
-    rest = None if sinks is None else sinks.view(kv_heads, heads // kv_heads, 1)
-    first = 0
-    for row, (context, pages) in enumerate(zip(rows.contexts, rows.page_counts, strict=True)):
-        if context == 0:
+    entries = gathered(cache, rows.flat_pages, halves(cache), queries)
+    entries = entries.view(-1, 2, kv_heads, queries.shape[2])
+    for row, (first, end) in enumerate(rows.spans):
+        if first == end:
             continue
-        oldest = max(0, context - window) if window else 0
-        keys, values = entries[first + oldest : first + context].unbind(1)
-        first += pages * rows.page_size
+        oldest = max(first, end - window) if window else first
+        keys, values = entries[oldest:end].unbind(1)
         weights = attention_weights(torch.bmm(grouped[row], keys.permute(1, 2, 0)), rest)
         torch.bmm(weights, values.transpose(0, 1), out=out[row])
     return out.view(queries.shape).to(queries.dtype)
@@ -61,8 +63,8 @@ def gqa_prefill(
         start, stop = rows.starts[row], rows.starts[row + 1]
         if start == stop:
             continue
-        pages = gathered(cache, rows.row_pages(row), queries)
-        entries = pages.view(-1, 2, kv_heads, queries.shape[2])[:context]
+        entries = gathered(cache, rows.row_pages(row), halves(cache), queries)[:context]
+        entries = entries.view(context, 2, kv_heads, queries.shape[2])
         keys, values = entries.repeat_interleave(groups, 2).permute(1, 2, 0, 3)
         out[start:stop] = causal(
             queries[start:stop].to(keys.dtype).transpose(0, 1), keys, values, scale, window, sinks

@@ -11,28 +11,20 @@ from torch import Tensor
 
 from baton_kernels import operators
 from baton_kernels.paging import PagedRows
-from baton_kernels.portable.attention import attention_weights, causal, working_dtype
+from baton_kernels.portable.attention import attention_weights, causal, gathered, working_dtype
 from baton_kernels.registry import Band
-from baton_kernels.stored import latent_and_key, unpack
-
-
-def gathered(cache: Tensor, pages: Tensor, rank: int, queries: Tensor) -> Tensor:
-    """The entries of whole pages in the type attention is computed in, one page after another."""
-    parts = latent_and_key(cache, rank)
-    return unpack(cache.index_select(0, pages), parts, working_dtype(queries)).flatten(0, 1)
+from baton_kernels.stored import latent_and_key
 
 
 @operators.mla_decode.register("gathered", band=Band.PORTABLE, reads_host=True)
 def mla_decode(queries: Tensor, cache: Tensor, rows: PagedRows, rank: int, scale: float) -> Tensor:
-    entries = gathered(cache, rows.flat_pages, rank, queries)
+    entries = gathered(cache, rows.flat_pages, latent_and_key(cache, rank), queries)
     scaled = queries.to(entries.dtype) * scale
     out = scaled.new_zeros(*queries.shape[:2], rank)
-    first = 0
-    for row, (context, pages) in enumerate(zip(rows.contexts, rows.page_counts, strict=True)):
-        if context == 0:
+    for row, (first, end) in enumerate(rows.spans):
+        if first == end:
             continue
-        mine = entries[first : first + context]
-        first += pages * rows.page_size
+        mine = entries[first:end]
         weights = attention_weights(scaled[row] @ mine.t())
         torch.mm(weights, mine[:, :rank], out=out[row])
     return out.to(queries.dtype)
@@ -56,13 +48,13 @@ def mla_prefill(
     out = torch.empty(
         len(queries), queries.shape[1], value, dtype=queries.dtype, device=queries.device
     )
-    starts, working = rows.starts, working_dtype(queries)
+    starts, working, parts = rows.starts, working_dtype(queries), latent_and_key(cache, rank)
     w_uk, w_uv = w_uk.to(working), w_uv.to(working)
     for row, context in enumerate(rows.contexts):
         start, stop = starts[row], starts[row + 1]
         if start == stop:
             continue
-        entries = gathered(cache, rows.row_pages(row), rank, queries)[:context]
+        entries = gathered(cache, rows.row_pages(row), parts, queries)[:context]
         chunk = queries[start:stop].to(working).transpose(0, 1)  # [heads, n, nope + rope]
         if prefers_absorbed(stop - start, nope, value, rank, rope):
             latent_queries = torch.cat([chunk[..., :nope] @ w_uk, chunk[..., nope:]], -1)

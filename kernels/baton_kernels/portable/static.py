@@ -12,11 +12,12 @@ from torch import Tensor
 
 from baton_kernels import operators
 from baton_kernels.paging import PagedRows
-from baton_kernels.portable.attention import attention_weights, working_dtype
+from baton_kernels.portable.attention import attention_weights, gathered
 from baton_kernels.portable.dense import silu_mul
+from baton_kernels.portable.gqa import by_kv_head
 from baton_kernels.portable.moe import clamped_glu
 from baton_kernels.registry import Band
-from baton_kernels.stored import halves, latent_and_key, unpack
+from baton_kernels.stored import halves, latent_and_key
 
 
 def _entries(
@@ -32,8 +33,7 @@ def _entries(
     if window:
         seen = seen & (positions >= contexts - window)
     pages = rows.page_tables.clamp(0, len(cache) - 1)
-    stored = cache[pages].flatten(1, 2)
-    entries = unpack(stored, parts, working_dtype(queries))
+    entries = gathered(cache, pages.flatten(), parts, queries).view(*seen.shape, sum(parts))
     return entries.masked_fill(~seen[..., None], 0), seen
 
 
@@ -55,12 +55,10 @@ def gqa_decode(
     window: int = 0,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    batch, heads, size = queries.shape
     entries, seen = _entries(queries, cache, rows, halves(cache), window)
-    split = entries.view(batch, entries.shape[1], 2, kv_heads, size)
+    split = entries.view(*seen.shape, 2, kv_heads, queries.shape[2])
     keys, values = split.permute(2, 0, 3, 1, 4)
-    grouped = (queries.to(keys.dtype) * scale).view(batch, kv_heads, heads // kv_heads, size)
-    rest = None if sinks is None else sinks.view(kv_heads, heads // kv_heads, 1)
+    grouped, rest = by_kv_head(queries, sinks, kv_heads, scale)
     weights = _softmax(grouped @ keys.transpose(2, 3), seen, rest)
     out: Tensor = weights @ values
     return out.view(queries.shape).to(queries.dtype)
