@@ -89,9 +89,9 @@ class Pulled(NamedTuple):
         )
 
 
-def nothing(failure: PullFailure, detail: str, read_failure: ReadFailure | None = None) -> Pulled:
+def nothing(failure: PullFailure, detail: str) -> Pulled:
     """A pull that brought no page."""
-    return Pulled(0, 0, 0.0, failure, read_failure, detail)
+    return Pulled(0, 0, 0.0, failure, None, detail)
 
 
 def judged(outcome: ReadOutcome, valid: bool | None, wanted: int, address: str) -> Pulled:

@@ -31,7 +31,7 @@ from baton_transfer.share import Stop
 
 log = logging.getLogger("baton.transfer")
 
-# So much is read in the time that a lease takes, a few times over: what a page that is gone wastes.
+# What a read in vain may waste: a millisecond or two, as long as a few leases take.
 _UNLEASED_BYTES = 8 << 20
 
 
@@ -115,7 +115,8 @@ class Puller:
         targets any more. `handed_over` (request_id, attempt) is told to the
         holder with the last release, when every page has arrived. Pages that
         match the checksums of their lease are returned before the release is
-        answered: its verdict would add nothing.
+        answered: its verdict would add nothing. A few small pages of a holder
+        on this host are found in its table of seals and need no lease.
 
         Raises ValueError for unequal lengths and for a group that does not exist.
         """
@@ -204,8 +205,8 @@ class Puller:
     def _begin_unleased(
         self, address: str, hashes: NDArray[np.uint8], targets: Pages, group: int
     ) -> ReadOutcome | tuple[Future[ReadOutcome], Stop] | None:
-        """By the holder's table of seals: nobody there is asked or waits for us, every page proves
-        itself. None when they must be leased."""
+        """By the holder's table of seals: nobody there is asked, and nothing is pinned there, so
+        that no credit is needed. None when they must be leased."""
         holder = self._holders.get(address)
         hands = None if holder is None else holder.hands
         if hands is None or hands.leases.over:
@@ -263,21 +264,11 @@ class Puller:
         handed_over: tuple[str, int] | None,
     ) -> Pulled:
         try:
-            return await self._leased(holder, hashes, targets, group, handed_over)
+            hands, lease = await holder.acquire(hashes.tobytes(), group, self._releases.unwanted)
         except Refusal as refusal:
             return nothing(PullFailure.REFUSED, f"{refusal.reason_name}: {refusal.message}")
         except Unreachable as error:
             return nothing(PullFailure.UNREACHABLE, str(error))
-
-    async def _leased(
-        self,
-        holder: Holder,
-        hashes: NDArray[np.uint8],
-        targets: Pages,
-        group: int,
-        handed_over: tuple[str, int] | None,
-    ) -> Pulled:
-        hands, lease = await holder.acquire(hashes.tobytes(), group, self._releases.unwanted)
         if not lease.lease_id:
             return nothing(PullFailure.NOT_HELD, f"{holder.address} has none of the pages")
         count = min(len(lease.pages), len(targets))
