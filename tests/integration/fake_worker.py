@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import grpc
 
+from baton.v1 import errors_pb2 as errors
 from baton.v1 import inference_pb2 as pb
 from baton.v1 import kv_pb2 as kv
 from baton.v1 import worker_pb2 as wire
@@ -53,6 +54,7 @@ class FakeWorker(worker_pb2_grpc.WorkerServiceServicer):
         self.script: Script = script or generate
         self.runs: list[Run] = []
         self.batches: list[int] = []  # commands in each message
+        self.forgotten = b""  # identities, as told
         self.hello_changes: dict[str, object] = {}
         self.fingerprint = "toy"
         self.address = ""
@@ -140,6 +142,9 @@ class FakeWorker(worker_pb2_grpc.WorkerServiceServicer):
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
             return
+        if kind == "forget":
+            self.forgotten += command.forget.page_hashes
+            return
         named = command.cancel if kind == "cancel" else command.prefill_lost
         for run in self.runs:
             if (run.start.request_id, run.start.attempt) == (named.request_id, named.attempt):
@@ -176,6 +181,9 @@ class FakeWorker(worker_pb2_grpc.WorkerServiceServicer):
         cost = cost or wire.RequestCost(computed_tokens=len(run.start.token_ids))
         return self.update(run, done=wire.RequestDone(reason=reason, cost=cost))
 
+    def failed(self, run: Run, reason: errors.ErrorReason) -> wire.RequestUpdate:
+        return self.update(run, failed=wire.RequestFailed(reason=reason, message="as scripted"))
+
 
 def default_cost(run: Run) -> wire.RequestCost:
     """A decode worker that awaited everything, or computed everything."""
@@ -194,7 +202,9 @@ async def generate(worker: FakeWorker, run: Run) -> None:
         worker.say(worker.done(run, pb.FINISH_REASON_UNSPECIFIED))
         return
     await generate_tokens(worker, run, run.start.max_new_tokens)
-    if not run.cancelled.is_set():
+    if run.cancelled.is_set():
+        worker.say(worker.failed(run, errors.ERROR_REASON_CANCELLED))
+    else:
         worker.say(worker.done(run, cost=default_cost(run)))
 
 

@@ -47,6 +47,10 @@ def tier_pages(cluster: Cluster) -> float:
     return cluster.metrics("kvstore").get("baton_tier_pages", 0.0)
 
 
+def generated(cluster: Cluster) -> float:
+    return cluster.metrics("decode-0")["baton_generation_tokens_total"]
+
+
 def close(cluster: Cluster, session: str, **fields: str) -> pb.CloseSessionResponse:
     request = pb.CloseSessionRequest(session_id=session, **fields)
     answer: pb.CloseSessionResponse = cluster.stub.CloseSession(request, timeout=10)
@@ -123,4 +127,24 @@ def test_a_session_without_turns_expires_and_a_running_one_ends_with_its_turn(
         assert close(cluster, "long").running_turns == 1
         until(lambda: pools(cluster) != before)
         stream.cancel()  # type: ignore[attr-defined]
+        until(lambda: pools(cluster) == before)
+
+
+def test_nothing_stays_of_tokens_that_the_router_had_not_heard(
+    start_cluster: StartCluster, reference: Reference
+) -> None:
+    """Its worker runs ahead of a router that stands still, and the turn is cancelled meanwhile."""
+    draw = random.Random(6)
+    prompt = [draw.randrange(100, reference.vocab_size) for _ in range(60)]
+    with start_cluster(Shape()) as cluster:
+        before = pools(cluster)
+        stream = cluster.stream(prompt, max_tokens=900, session_id="s")
+        next(iter(stream))
+        assert close(cluster, "s").running_turns == 1
+        cluster.pause("router")
+        ahead = generated(cluster) + 40
+        until(lambda: generated(cluster) >= ahead)
+        stream.cancel()  # type: ignore[attr-defined]
+        time.sleep(0.1)  # until it is on the wire
+        cluster.resume("router")
         until(lambda: pools(cluster) == before)

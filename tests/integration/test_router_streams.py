@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -18,8 +19,17 @@ from baton.v1 import inference_pb2 as pb
 from baton.v1 import kv_pb2 as kv
 from baton.v1 import worker_pb2 as wire
 from baton_rpc import refusal_of
+from baton_scheduler import cache_key, page_hashes
 
-from .fake_worker import FakeWorker, Run, default_cost, generate, generate_tokens, token_at
+from .fake_worker import (
+    PAGE_SIZE,
+    FakeWorker,
+    Run,
+    default_cost,
+    generate,
+    generate_tokens,
+    token_at,
+)
 from .router_process import Router, hear, running_router
 
 
@@ -303,6 +313,48 @@ async def test_the_client_leaves(small_checkpoint: Path, tmp_path: Path, how: st
         assert (await hear(router.stub.Generate(request(), timeout=10))).token_ids == EXPECTED
         metrics = await router.metrics()
     assert metrics["baton_num_requests_running"] == 0
+
+
+@pytest.mark.parametrize("how", ["cancel", "stop"])
+async def test_pages_that_a_turn_has_left_unheard_are_forgotten(
+    small_checkpoint: Path, tmp_path: Path, how: str
+) -> None:
+    """Nobody names them later: neither the next turn nor the end of the session."""
+    late = 60
+
+    async def go_on_until_told(worker: FakeWorker, run: Run) -> None:
+        n = len(run.start.token_ids)
+        worker.say(worker.tokens(run, n, 2, cost=default_cost(run)))
+        await run.cancelled.wait()
+        # Sent before the worker was told, read afterwards; then its last word.
+        worker.say(worker.tokens(run, n + 1, late + 1))
+        worker.say(worker.failed(run, errors.ERROR_REASON_CANCELLED))
+
+    decode = FakeWorker("decode", "d", script=go_on_until_told)
+    async with cluster(small_checkpoint, tmp_path, decode) as router:
+        stop = pb.StopParams(max_tokens=100, ignore_eos=True)
+        if how == "stop":
+            told = pb.DetokenizeRequest(token_ids=[token_at(len(PROMPT) + i) for i in range(2)])
+            stop.stop.append((await router.stub.Detokenize(told)).text)
+        call = router.stub.Generate(request(session_id="s", tenant="t", stop=stop), timeout=30)
+        if how == "stop":
+            heard = await hear(call)
+            assert heard.finished.reason == pb.FINISH_REASON_STOP_STRING
+        else:
+            async for message in call:
+                if message.HasField("delta"):
+                    break
+            call.cancel()
+        sequence = np.array([*PROMPT, *(token_at(40 + i) for i in range(2 + late))], np.int32)
+        chain = page_hashes(sequence[:-1], PAGE_SIZE, cache_key("toy", "t")).tobytes()
+        named = (len(PROMPT) + 2 - 1) // PAGE_SIZE * 16
+        assert len(chain) == 6 * 16
+        await until(lambda: len(decode.forgotten) >= len(chain) - named)
+        assert decode.forgotten == chain[named:]
+        end = pb.CloseSessionRequest(session_id="s", tenant="t")
+        assert (await router.stub.CloseSession(end, timeout=10)).freed_pages == named // 16
+        await until(lambda: len(decode.forgotten) >= len(chain))
+        assert decode.forgotten == chain[named:] + chain[:named]
 
 
 async def test_a_draining_worker_gets_nothing_new(small_checkpoint: Path, tmp_path: Path) -> None:

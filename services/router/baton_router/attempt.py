@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from baton.v1 import inference_pb2 as pb
 from baton_router.page_index import PageIndex
 from baton_router.usage import AttemptCost
-from baton_router.worker_link import WorkerLink
+from baton_router.worker_link import Listener, WorkerLink
 
 
 @dataclass
@@ -75,10 +75,10 @@ class Attempt:
         if self.prefill is not None and not self.prefill_over:
             self.prefill.cancel(self.request_id, self.number)
 
-    def cancel(self) -> None:
-        """Nobody wants it any more."""
-        self.decode.cancel(self.request_id, self.number)
+    def cancel(self, afterword: Listener | None = None) -> None:
+        """Nobody wants it any more; `afterword` hears what the decode worker has yet to say."""
         self.abandon()
+        self.decode.cancel(self.request_id, self.number, afterword)
 
     def leave(self, pages: Sequence[bytes], prompt: Sequence[bytes]) -> None:
         """The request is over. It leaves `pages` where it was decoded and those of its `prompt`

@@ -252,6 +252,11 @@ class Execution:
             decode_worker=last.decode_name,
         )
 
+    def _cancel(self, attempt: Attempt) -> None:
+        afterword = self._placer.afterword(self.ledger)
+        afterword.read(attempt.decode, self._inbox)
+        attempt.cancel(None if afterword.over else afterword)
+
     async def __aenter__(self) -> "Execution":
         self._placer.turn_began()
         return self
@@ -264,5 +269,5 @@ class Execution:
     ) -> None:
         last = self._attempts[-1] if self._attempts else None
         if last is not None and not last.over:
-            last.cancel()
+            self._cancel(last)
         self._placer.turn_ended(self.ledger, last, well=self.ending is not None)

@@ -36,6 +36,7 @@ class Ledger:
     stop_ids: frozenset[int]
     attempt: int = 0
     emitted: list[int] = field(default_factory=list)
+    dropped: list[int] = field(default_factory=list)  # emitted behind the answer's end
 
     @property
     def length(self) -> int:
@@ -71,7 +72,17 @@ class Ledger:
 
     def forget_after(self, count: int) -> None:
         """Only the first `count` emitted tokens are part of the answer: a stop string ended it."""
+        self.dropped = self.emitted[count:]
         del self.emitted[count:]
+
+    def heard(self) -> NDArray[np.int32]:
+        """Prompt and output with what was dropped, int32 [N]: what the worker has said so far."""
+        return np.concatenate([self.sequence(), np.asarray(self.dropped, dtype=np.int32)])
+
+    def sequel(self) -> "Ledger":
+        """A record of what the present attempt says from now on."""
+        left = self.remaining - len(self.dropped)
+        return Ledger(self.heard(), left, self.stop_ids, self.attempt)
 
 
 def token_list(ids: NDArray[np.int32]) -> Sequence[int]:

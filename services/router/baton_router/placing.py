@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from baton.v1 import errors_pb2 as errors
 from baton.v1 import inference_pb2 as pb
 from baton.v1 import worker_pb2 as wire
+from baton_router.afterword import Afterword
 from baton_router.attempt import Attempt
 from baton_router.config import RouterConfig
 from baton_router.ledger import Ledger, token_list
@@ -68,21 +69,39 @@ class Placer:
 
     def turn_ended(self, ledger: Ledger, last: Attempt | None, *, well: bool) -> None:
         """The request is over; what it has computed is its session's."""
-        cache, hashes, prompt_pages = self._pool.cache, np.empty((0, 16), np.uint8), 0
-        key = self._pool.cache_key(self._terms.tenant)
-        if cache is not None:
-            # The last token's entries are never computed.
-            hashes = page_hashes(ledger.sequence()[:-1], cache.page_size, key)
-            prompt_pages = len(ledger.prompt) // cache.page_size
+        hashes = self._computed(ledger.heard())
         chain = hashes.tobytes()
         if last is not None and well:
+            cache = self._pool.cache
+            prompt_pages = len(ledger.prompt) // cache.page_size if cache is not None else 0
             pages, prompt = list(split_hashes(chain)), hashes[:prompt_pages]
             last.leave(
                 pages + self._last_state(hashes), pages[:prompt_pages] + self._last_state(prompt)
             )
         elif last is not None:
             last.leave((), ())
+        key = self._pool.cache_key(self._terms.tenant)
         self._sessions.turn_ended(self._terms.session, key, chain)
+
+    def afterword(self, ledger: Ledger) -> Afterword:
+        """Listens to a cancelled attempt to its end: the pages that it completes meanwhile, which
+        the turn does not name, are forgotten."""
+        return Afterword(ledger.sequel(), self._strayed)
+
+    def _strayed(self, sequel: Ledger) -> None:
+        cache = self._pool.cache
+        if self._terms.session and sequel.emitted and cache is not None:
+            named = (len(sequel.prompt) - 1) // cache.page_size
+            strays = self._computed(sequel.sequence())[named:]
+            self._sessions.strayed(list(split_hashes(strays.tobytes())))
+
+    def _computed(self, tokens: NDArray[np.int32]) -> NDArray[np.uint8]:
+        """The identities [n, 16] of the full pages that a worker has of a sequence it has told."""
+        cache = self._pool.cache
+        if cache is None:
+            return np.empty((0, 16), np.uint8)
+        # The last token's entries are never computed.
+        return page_hashes(tokens[:-1], cache.page_size, self._pool.cache_key(self._terms.tenant))
 
     async def place(
         self,

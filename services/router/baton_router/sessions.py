@@ -102,6 +102,11 @@ class Sessions:
             self._freed += self._table.renew(session, pages, time.monotonic(), self._ttl_s)
         self._tell(session, tenant, chain)
 
+    def strayed(self, pages: Sequence[bytes]) -> None:
+        """Pages that a cancelled turn has left and that no turn will name."""
+        self._freed += pages
+        self._mail.set()
+
     def _tell(self, session: SessionKey, tenant: bytes, chain: bytes) -> None:
         if self._stores and chain:
             self._turns.append(

@@ -119,9 +119,12 @@ class WorkerLink:
         self._listeners[request.request_id, request.attempt] = listener
         self._send(wire.Command(start=request))
 
-    def cancel(self, request_id: str, attempt: int) -> None:
-        """Ends an execution; its listener hears nothing more."""
+    def cancel(self, request_id: str, attempt: int, afterword: Listener | None = None) -> None:
+        """Ends an execution. Its listener hears nothing more; `afterword` hears the rest, until
+        `detach` or `lost`: the worker says a last word all the same."""
         self.detach(request_id, attempt)
+        if afterword is not None and self.hello is not None:
+            self._listeners[request_id, attempt] = afterword
         self._send(wire.Command(cancel=wire.CancelRequest(request_id=request_id, attempt=attempt)))
 
     def prefill_lost(self, request_id: str, attempt: int) -> None:

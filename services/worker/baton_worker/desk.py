@@ -171,7 +171,9 @@ class Desk:
             return
         if refusal is not None:
             self._refuse(session, key, refusal.reason, refusal.message)
-        elif not any(command.HasField("cancel") for command in later):
+        elif any(command.HasField("cancel") for command in later):
+            self._refuse(session, key, errors.ERROR_REASON_CANCELLED, "cancelled")
+        else:
             self._start(session, start, grammar)
         for command in later:
             self.obey(session, command)

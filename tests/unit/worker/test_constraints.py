@@ -65,6 +65,9 @@ async def test_others_do_not_wait_and_its_own_commands_do() -> None:
         assert w.engine.submitted[0].sampling.grammar is None
         assert w.engine.lost == [("a", 0)]
         assert slow.asked == ["a", "a"]  # c was begun, but cancelled before it was compiled
+        # Its last word is said all the same: its router waits for it.
+        (told,) = await router.updates(1)
+        assert (told.request_id, told.failed.reason) == ("c", errors.ERROR_REASON_CANCELLED)
         await router.leave()
         await w.until(lambda: ("a", 0) in w.engine.cancelled)
         assert "c" not in [r.request_id for r in w.engine.submitted]
