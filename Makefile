@@ -88,7 +88,7 @@ $(RANDOM_MODEL)/config.json: tests/checkpoints/make_checkpoint.py | $(STAMPS)/de
 demo: build $(DEMO_MODEL)/config.json ## a cluster of four processes answers a three-turn agent
 	@$(BIN)/baton demo --model $(DEMO_MODEL) $(DEMO_FLAGS)
 
-demo-model: dev ## train the demo model (about an hour on two cores)
+demo-model: dev ## train the demo model (half an hour on two cores)
 	@$(MAKE) --no-print-directory -C examples/demo_model train PYTHON=$(BIN)/python
 
 demo-model-eval: dev ## run the demo model's held-out tasks (TARGET=host:port; without: transformers)
