@@ -254,8 +254,9 @@ class Execution:
 
     def _cancel(self, attempt: Attempt) -> None:
         afterword = self._placer.afterword(self.ledger)
-        afterword.read(attempt.decode, self._inbox)
-        attempt.cancel(None if afterword.over else afterword)
+        if afterword is not None:
+            afterword.read(attempt.decode, self._inbox)
+        attempt.cancel(None if afterword is None or afterword.over else afterword)
 
     async def __aenter__(self) -> "Execution":
         self._placer.turn_began()

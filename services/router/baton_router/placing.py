@@ -83,14 +83,14 @@ class Placer:
         key = self._pool.cache_key(self._terms.tenant)
         self._sessions.turn_ended(self._terms.session, key, chain)
 
-    def afterword(self, ledger: Ledger) -> Afterword:
+    def afterword(self, ledger: Ledger) -> Afterword | None:
         """Listens to a cancelled attempt to its end: the pages that it completes meanwhile, which
-        the turn does not name, are forgotten."""
-        return Afterword(ledger.sequel(), self._strayed)
+        the turn does not name, are forgotten. None without a session, which alone promises that."""
+        return Afterword(ledger.sequel(), self._strayed) if self._terms.session else None
 
     def _strayed(self, sequel: Ledger) -> None:
         cache = self._pool.cache
-        if self._terms.session and sequel.emitted and cache is not None:
+        if sequel.emitted and cache is not None:
             named = (len(sequel.prompt) - 1) // cache.page_size
             strays = self._computed(sequel.sequence())[named:]
             self._sessions.strayed(list(split_hashes(strays.tobytes())))
