@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -17,6 +18,15 @@ StartCluster = Callable[..., AbstractContextManager[Cluster]]
 @pytest.fixture(scope="session")
 def reference(deepseek_checkpoint: Path) -> Reference:
     return Reference(deepseek_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The router's unit tests make it; test directories cannot import one another."""
+    file = Path(__file__).parents[1] / "unit" / "router" / "small_files.py"
+    directory = tmp_path_factory.mktemp("small")
+    runpy.run_path(str(file))["write_small_checkpoint"](directory)
+    return directory
 
 
 @pytest.fixture(scope="module")

@@ -181,8 +181,10 @@ class FakeWorker(worker_pb2_grpc.WorkerServiceServicer):
         cost = cost or wire.RequestCost(computed_tokens=len(run.start.token_ids))
         return self.update(run, done=wire.RequestDone(reason=reason, cost=cost))
 
-    def failed(self, run: Run, reason: errors.ErrorReason) -> wire.RequestUpdate:
-        return self.update(run, failed=wire.RequestFailed(reason=reason, message="as scripted"))
+    def failed(
+        self, run: Run, reason: errors.ErrorReason, message: str = "as scripted"
+    ) -> wire.RequestUpdate:
+        return self.update(run, failed=wire.RequestFailed(reason=reason, message=message))
 
 
 def default_cost(run: Run) -> wire.RequestCost:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import runpy
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -24,14 +23,6 @@ from .router_process import Router, hear, running_router
 
 PROMPT = list(range(50, 90))
 TOKENS = [token_at(len(PROMPT) + i) for i in range(12)]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = Path(__file__).parents[1] / "unit" / "router" / "small_files.py"
-    directory = tmp_path_factory.mktemp("small")
-    runpy.run_path(str(file))["write_small_checkpoint"](directory)
-    return directory
 
 
 class Stub:
@@ -73,8 +64,8 @@ def request(**fields: Any) -> smg.GenerateRequest:
     return smg.GenerateRequest(request_id=fields.pop("id", "r"), sampling_params=params, **fields)
 
 
-async def test_generate_streaming_and_not(checkpoint: Path, tmp_path: Path) -> None:
-    async with gateway_over(checkpoint, tmp_path, FakeWorker("decode", "d")) as (stub, _):
+async def test_generate_streaming_and_not(small_checkpoint: Path, tmp_path: Path) -> None:
+    async with gateway_over(small_checkpoint, tmp_path, FakeWorker("decode", "d")) as (stub, _):
         whole = [m async for m in stub.Generate(request(), timeout=10)]
         assert [m.WhichOneof("response") for m in whole] == ["complete"]
         complete = whole[0].complete
@@ -86,14 +77,16 @@ async def test_generate_streaming_and_not(checkpoint: Path, tmp_path: Path) -> N
         assert list(pieces[-1].complete.output_ids) == TOKENS
 
 
-async def test_samples_come_in_order_and_share_a_stream(checkpoint: Path, tmp_path: Path) -> None:
+async def test_samples_come_in_order_and_share_a_stream(
+    small_checkpoint: Path, tmp_path: Path
+) -> None:
     async def backwards(worker: FakeWorker, run: Run) -> None:
         """The later a sample was started, the sooner it ends."""
         await asyncio.sleep(0.3 / len(worker.runs))
         await generate(worker, run)
 
     worker = FakeWorker("decode", "d", script=backwards)
-    async with gateway_over(checkpoint, tmp_path, worker) as (stub, _):
+    async with gateway_over(small_checkpoint, tmp_path, worker) as (stub, _):
         params = {"n": 3, "sampling_seed": 7}
         done = [m async for m in stub.Generate(request(params=params), timeout=10)]
         assert [m.complete.index for m in done] == [0, 1, 2]
@@ -119,9 +112,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-async def test_what_is_not_supported_is_named(checkpoint: Path, tmp_path: Path) -> None:
+async def test_what_is_not_supported_is_named(small_checkpoint: Path, tmp_path: Path) -> None:
     worker = FakeWorker("decode", "d")
-    async with gateway_over(checkpoint, tmp_path, worker) as (stub, _):
+    async with gateway_over(small_checkpoint, tmp_path, worker) as (stub, _):
         for fields, named in REFUSED:
             with pytest.raises(grpc.aio.AioRpcError) as raised:
                 await stub.Generate(request(**fields), timeout=10).read()
@@ -132,13 +125,13 @@ async def test_what_is_not_supported_is_named(checkpoint: Path, tmp_path: Path) 
     assert not worker.runs  # before any work
 
 
-async def test_abort_flush_loads_and_health(checkpoint: Path, tmp_path: Path) -> None:
+async def test_abort_flush_loads_and_health(small_checkpoint: Path, tmp_path: Path) -> None:
     async def forever(worker: FakeWorker, run: Run) -> None:
         worker.say(worker.tokens(run, len(run.start.token_ids)))
         await run.cancelled.wait()
 
     worker = FakeWorker("decode", "d", script=forever)
-    async with gateway_over(checkpoint, tmp_path, worker) as (stub, router):
+    async with gateway_over(small_checkpoint, tmp_path, worker) as (stub, router):
         health = await stub.HealthCheck(smg.HealthCheckRequest(), timeout=5)
         assert health.healthy
         info = await stub.GetModelInfo(smg.GetModelInfoRequest(), timeout=5)
@@ -182,7 +175,7 @@ def _baton() -> pb.GenerateRequest:
     )
 
 
-async def test_a_silent_worker_is_spoken_for(checkpoint: Path, tmp_path: Path) -> None:
+async def test_a_silent_worker_is_spoken_for(small_checkpoint: Path, tmp_path: Path) -> None:
     """The first message is an empty chunk when the prompt takes long."""
     speak = asyncio.Event()
 
@@ -191,7 +184,7 @@ async def test_a_silent_worker_is_spoken_for(checkpoint: Path, tmp_path: Path) -
         await generate(worker, run)
 
     worker = FakeWorker("decode", "d", script=late)
-    async with gateway_over(checkpoint, tmp_path, worker) as (stub, _):
+    async with gateway_over(small_checkpoint, tmp_path, worker) as (stub, _):
         messages = aiter(stub.Generate(request(stream=True), timeout=30))
         first = await anext(messages)
         assert not first.chunk.token_ids and first.chunk.prompt_tokens == len(PROMPT)
@@ -199,8 +192,11 @@ async def test_a_silent_worker_is_spoken_for(checkpoint: Path, tmp_path: Path) -
         assert [t async for m in messages for t in m.chunk.token_ids] == TOKENS
 
 
-async def test_kv_events_follow_requests(checkpoint: Path, tmp_path: Path) -> None:
-    async with gateway_over(checkpoint, tmp_path, FakeWorker("decode", "d")) as (stub, router):
+async def test_kv_events_follow_requests(small_checkpoint: Path, tmp_path: Path) -> None:
+    async with gateway_over(small_checkpoint, tmp_path, FakeWorker("decode", "d")) as (
+        stub,
+        router,
+    ):
         events = stub.SubscribeKvEvents(common.SubscribeKvEventsRequest(), timeout=20)
         await asyncio.wait_for(events.initial_metadata(), 10)  # at once: SMG waits for it
         await hear(router.stub.Generate(_baton(), timeout=10))

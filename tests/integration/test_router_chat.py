@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import runpy
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -26,16 +25,6 @@ from baton_scheduler import page_hashes
 
 from .fake_worker import FakeWorker, Run, generate
 from .router_process import hear, running_router
-
-
-@pytest.fixture(scope="session")
-def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The router's unit tests make it; test directories cannot import one another."""
-    file = Path(__file__).parents[1] / "unit" / "router" / "small_files.py"
-    directory = tmp_path_factory.mktemp("small")
-    runpy.run_path(str(file))["write_small_checkpoint"](directory)
-    return directory
-
 
 ANSWER = (
     "<think>let me see</think>\n\nI will look.\n"

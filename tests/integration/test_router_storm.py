@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import random
-import runpy
 from pathlib import Path
 
 import grpc
 
 from baton.v1 import errors_pb2 as errors
 from baton.v1 import inference_pb2 as pb
-from baton.v1 import worker_pb2 as wire
 
 from .fake_worker import FakeWorker, Run, default_cost, generate, token_at
 from .router_process import Router, hear, running_router
@@ -24,8 +22,7 @@ async def unreliable(worker: FakeWorker, run: Run) -> None:
     """Repeats tokens, sends several at once, and sometimes refuses (once: all may not refuse)."""
     draw = random.Random(f"{run.start.request_id}/{run.start.attempt}")
     if run.start.attempt == 1 and draw.random() < 0.1:
-        failed = wire.RequestFailed(reason=errors.ERROR_REASON_OVERLOADED, message="full")
-        worker.say(worker.update(run, failed=failed))
+        worker.say(worker.failed(run, errors.ERROR_REASON_OVERLOADED, "full"))
         return
     if run.plan == "prefill_for":
         await generate(worker, run)
@@ -71,16 +68,14 @@ async def killer(workers: list[FakeWorker], ended: asyncio.Event) -> None:
     ended.set()
 
 
-async def test_storm(tmp_path: Path) -> None:
-    file = Path(__file__).parents[1] / "unit" / "router" / "small_files.py"
-    runpy.run_path(str(file))["write_small_checkpoint"](tmp_path)
+async def test_storm(small_checkpoint: Path, tmp_path: Path) -> None:
     decode = [FakeWorker("decode", f"d{i}", script=unreliable) for i in range(4)]
     prefill = [FakeWorker("prefill", f"p{i}", script=unreliable) for i in range(2)]
     workers = [*decode, *prefill]
     for worker in workers:
         await worker.start()
     section = {"limits": {"max_attempts": 10}, "routing": {"local_suffix_tokens": 30}}
-    async with running_router(tmp_path, tmp_path, workers, **section) as router:
+    async with running_router(small_checkpoint, tmp_path, workers, **section) as router:
         ended = asyncio.Event()
         killing = asyncio.create_task(killer(workers, ended))
         outcomes = await asyncio.gather(*(one(router, i) for i in range(STREAMS)))
@@ -100,19 +95,16 @@ async def test_storm(tmp_path: Path) -> None:
         await worker.die()
 
 
-async def test_every_worker_refuses_under_load(tmp_path: Path) -> None:
+async def test_every_worker_refuses_under_load(small_checkpoint: Path, tmp_path: Path) -> None:
     """Refusals are answers: nobody waits, nobody is lost, the router stays."""
 
     async def refuse(worker: FakeWorker, run: Run) -> None:
-        failed = wire.RequestFailed(reason=errors.ERROR_REASON_OVERLOADED, message="full")
-        worker.say(worker.update(run, failed=failed))
+        worker.say(worker.failed(run, errors.ERROR_REASON_OVERLOADED, "full"))
 
-    file = Path(__file__).parents[1] / "unit" / "router" / "small_files.py"
-    runpy.run_path(str(file))["write_small_checkpoint"](tmp_path)
     workers = [FakeWorker("decode", f"d{i}", script=refuse) for i in range(3)]
     for worker in workers:
         await worker.start()
-    async with running_router(tmp_path, tmp_path, workers) as router:
+    async with running_router(small_checkpoint, tmp_path, workers) as router:
         results = await asyncio.gather(*(one(router, i) for i in range(9)), return_exceptions=True)
         for result in results:
             assert isinstance(result, grpc.aio.AioRpcError)
